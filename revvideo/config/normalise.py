@@ -1,0 +1,159 @@
+"""What a merged config must satisfy, and the two values that are changed in it.
+
+Both run once, in `load_config`. Each change is a note; everything that cannot work is a ConfigError here instead of a
+crash later. What follows from other keys is computed where it is used (`batch.py` for the batch arithmetic).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from revvideo.config.defaults import KEYS, get_value, set_value
+from revvideo.config.values import ConfigError, check_value
+
+# PySlowFast switches that mean another program: key -> (values that we accept, why).
+_REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "DETECTION.ENABLE": ((False,), "revvideo classifies; it does not detect"),
+    "MASK.ENABLE": ((False,), "masked pre-training is not supported; fine-tuning configs leave it off"),
+    "MULTIGRID.SHORT_CYCLE": ((False,), "multigrid training is not supported"),
+    "MULTIGRID.LONG_CYCLE": ((False,), "multigrid training is not supported"),
+    "CONTRASTIVE.NUM_MLP_LAYERS": ((1,), "only the linear head exists"),
+    "DATA.MULTI_LABEL": ((False,), "a video has one label"),
+    "SOLVER.LARS_ON": ((False,), "LARS is not supported"),
+}
+
+
+def check_config(cfg: CfgNode, origin_of: Callable[[str], str]) -> None:
+    """Check every value and every combination that the config alone can decide.
+
+    Args:
+        cfg: a complete tree whose values have their declared types.
+        origin_of: dotted key -> file, "command line" or "defaults", for the messages.
+
+    Raises:
+        ConfigError: the first value or combination that cannot work.
+    """
+    for name, (allowed, reason) in _REFUSED.items():
+        value = get_value(cfg, name)
+        if value not in allowed:
+            raise ConfigError(f"{origin_of(name)}: {name} is {value!r}; expected {allowed[0]!r}: {reason}")
+    if cfg.TASK == "ssl":
+        raise ConfigError(f"{origin_of('TASK')}: TASK is 'ssl'; expected '': self-supervised training is not supported")
+    for key in KEYS.values():
+        if not key.ignored:
+            check_value(key, get_value(cfg, key.name), origin_of(key.name))
+    _check_lists(cfg, origin_of)
+    _check_machines(cfg, origin_of)
+    _check_training(cfg, origin_of)
+    if cfg.MODEL.MODEL_NAME == "MViT" and cfg.DATA.TRAIN_CROP_SIZE != cfg.DATA.TEST_CROP_SIZE:
+        raise ConfigError(
+            f"{origin_of('DATA.TEST_CROP_SIZE')}: DATA.TEST_CROP_SIZE is {cfg.DATA.TEST_CROP_SIZE}, but "
+            f"DATA.TRAIN_CROP_SIZE is {cfg.DATA.TRAIN_CROP_SIZE} ({origin_of('DATA.TRAIN_CROP_SIZE')}); expected equal "
+            "sizes: the positions of an MViT are made for one crop"
+        )
+
+
+def _check_lists(cfg: CfgNode, origin_of: Callable[[str], str]) -> None:
+    def require(name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ConfigError(f"{origin_of(name)}: {name} is {get_value(cfg, name)!r}; expected {expected}")
+
+    def is_range(values: list) -> bool:
+        return len(values) == 2 and 0 < values[0] <= values[1]
+
+    data = cfg.DATA
+    channels = data.INPUT_CHANNEL_NUM
+    require("DATA.INPUT_CHANNEL_NUM", bool(channels) and channels[0] >= 1, "at least one number, 1 or more")
+    for name in ("DATA.MEAN", "DATA.STD"):
+        expected = f"{channels[0]} numbers, one a channel (DATA.INPUT_CHANNEL_NUM)"
+        require(name, len(get_value(cfg, name)) == channels[0], expected)
+    require("DATA.STD", all(value > 0 for value in data.STD), "numbers > 0")
+    require("DATA.TRAIN_JITTER_SCALES", is_range(data.TRAIN_JITTER_SCALES), "[smallest, largest], in pixels")
+    for name in ("DATA.TRAIN_JITTER_SCALES_RELATIVE", "DATA.TRAIN_JITTER_ASPECT_RELATIVE"):
+        values = get_value(cfg, name)
+        require(name, not values or is_range(values), "[smallest, largest], or [] for no random resized crop")
+    require(
+        "DATA.TRAIN_JITTER_ASPECT_RELATIVE",
+        bool(data.TRAIN_JITTER_ASPECT_RELATIVE) == bool(data.TRAIN_JITTER_SCALES_RELATIVE),
+        "a range exactly where DATA.TRAIN_JITTER_SCALES_RELATIVE has one",
+    )
+    require("DATA.PATH_LABEL_SEPARATOR", bool(data.PATH_LABEL_SEPARATOR), "at least one character")
+    views = cfg.TEST.NUM_TEMPORAL_CLIPS
+    require("TEST.NUM_TEMPORAL_CLIPS", all(count >= 1 for count in views), "numbers of views, 1 or more each")
+    betas = cfg.SOLVER.BETAS
+    require("SOLVER.BETAS", len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "two numbers from 0 to below 1")
+    for name in ("SOLVER.CLIP_GRAD_VAL", "SOLVER.CLIP_GRAD_L2NORM"):
+        limit = get_value(cfg, name)
+        require(name, limit is None or limit >= 0, "a number >= 0, or None for no clipping")
+
+
+def _check_machines(cfg: CfgNode, origin_of: Callable[[str], str]) -> None:
+    if cfg.SHARD_ID >= cfg.NUM_SHARDS:
+        raise ConfigError(
+            f"{origin_of('SHARD_ID')}: SHARD_ID is {cfg.SHARD_ID}; expected a number below NUM_SHARDS "
+            f"({cfg.NUM_SHARDS}, {origin_of('NUM_SHARDS')}): machines are counted from 0"
+        )
+
+
+def _check_training(cfg: CfgNode, origin_of: Callable[[str], str]) -> None:
+    solver = cfg.SOLVER
+    if cfg.MIXUP.ENABLE and cfg.MODEL.LOSS_FUNC == "cross_entropy":
+        raise ConfigError(
+            f"{origin_of('MODEL.LOSS_FUNC')}: MODEL.LOSS_FUNC is 'cross_entropy' with MIXUP.ENABLE True "
+            f"({origin_of('MIXUP.ENABLE')}); expected soft_cross_entropy: mixed labels are no class numbers"
+        )
+    if solver.LR_POLICY == "steps_with_relative_lrs":
+        steps, rates = solver.STEPS, solver.LRS
+        if not steps or steps[0] != 0 or len(steps) != len(rates) or sorted(set(steps)) != steps:
+            raise ConfigError(
+                f"{origin_of('SOLVER.STEPS')}: SOLVER.STEPS is {steps!r} and SOLVER.LRS is {rates!r}; expected two "
+                "lists of equal length, STEPS rising from 0 (SOLVER.LR_POLICY steps_with_relative_lrs)"
+            )
+    starts_after = solver.LR_POLICY == "cosine" and solver.COSINE_AFTER_WARMUP
+    if cfg.TRAIN.ENABLE and starts_after and solver.WARMUP_EPOCHS >= solver.MAX_EPOCH:
+        raise ConfigError(
+            f"{origin_of('SOLVER.WARMUP_EPOCHS')}: SOLVER.WARMUP_EPOCHS is {solver.WARMUP_EPOCHS}; expected less than "
+            f"SOLVER.MAX_EPOCH ({solver.MAX_EPOCH}, {origin_of('SOLVER.MAX_EPOCH')}): with SOLVER.COSINE_AFTER_WARMUP "
+            "the cosine starts after the warm-up"
+        )
+
+
+def normalise_config(cfg: CfgNode) -> list[tuple[int, str]]:
+    """Change, in the unfrozen `cfg`, the values that mean something else here.
+
+    Returns:
+        (logging level, note) for each change.
+    """
+    notes = []
+
+    def change(name: str, value: Any, reason: str, level: int) -> None:
+        notes.append((level, f"{name}: {get_value(cfg, name)} -> {value}: {reason}"))
+        set_value(cfg, name, value)
+
+    if cfg.DATA.DECODING_BACKEND == "torchvision":
+        change("DATA.DECODING_BACKEND", "pyav", "torchvision decodes no video any more", logging.INFO)
+    if cfg.MVIT.REV.ENABLE and cfg.MVIT.CLS_EMBED_ON:
+        reason = "reversible models (MVIT.REV.ENABLE) have no class token"
+        change("MVIT.CLS_EMBED_ON", False, reason, logging.WARNING)
+    if cfg.AUG.ENABLE and (cfg.AUG.AA_TYPE or cfg.AUG.RE_PROB > 0):
+        missing = "AUG.ENABLE: clips are repeated (AUG.NUM_SAMPLE), but RandAugment and random erasing do not exist yet"
+        notes.append((logging.WARNING, missing))
+    return notes
+
+
+def batch_note(cfg: CfgNode) -> str:
+    """A note where TRAIN.BATCH_SIZE does not divide among NUM_GPUS, else "".
+
+    Not an error here: an official fine-tuning file says 1 clip and 8 GPUs, and it must load. Training on NUM_GPUS
+    processes is refused by `batch_plan`.
+    """
+    if not cfg.TRAIN.ENABLE or cfg.TRAIN.BATCH_SIZE % max(1, cfg.NUM_GPUS) == 0:
+        return ""
+    return (
+        f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} cannot be divided among NUM_GPUS {cfg.NUM_GPUS}: "
+        "training on that many GPUs will be refused"
+    )
