@@ -1,0 +1,242 @@
+"""Loaders: which samples make which batch, worker processes, collation.
+
+Batches depend on (seed, epoch, step) and not on the number of workers; the k-th batch over all processes holds the same
+samples for any number of processes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from revvideo.data.dataset import EvalClips, TrainClips
+from revvideo.data.sampling import order_generator
+from revvideo.data.video_reader import VideoError
+from revvideo.errors import InputError
+
+
+@dataclass
+class Batch:
+    """A training batch; the S clips of one video are neighbours.
+
+    Attributes:
+        video: uint8 (B * S, T, C, H, W), channels innermost in memory.
+        label: int64 (B * S,).
+        index: int64 (B * S,), of the videos in the manifest.
+        bad: [(path, reason)] of the videos that were replaced because they do not decode.
+        damaged: [(path, reason)] of the videos in the batch that have filled-in frames.
+    """
+
+    video: torch.Tensor
+    label: torch.Tensor
+    index: torch.Tensor
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    damaged: list[tuple[str, str]] = field(default_factory=list)
+
+    def pin_memory(self) -> "Batch":
+        """Called by the DataLoader when it pins memory."""
+        return replace(
+            self, video=self.video.pin_memory(), label=self.label.pin_memory(), index=self.index.pin_memory()
+        )
+
+
+def collate_clips(items: list[dict]) -> Batch:
+    """Items of `TrainClips` to a `Batch`, keeping the channels innermost."""
+    video = torch.cat([item["video"].permute(0, 1, 3, 4, 2) for item in items])  # (B * S, T, H, W, C)
+    clips = torch.tensor([len(item["video"]) for item in items])
+    return Batch(
+        video=video.permute(0, 1, 4, 2, 3),  # (B * S, T, C, H, W)
+        label=torch.tensor([item["label"] for item in items]).repeat_interleave(clips),
+        index=torch.tensor([item["index"] for item in items]).repeat_interleave(clips),
+        bad=[entry for item in items for entry in item["bad"]],
+        damaged=[entry for item in items for entry in item["damaged"]],
+    )
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """The (epoch, sample index) keys of one process in one epoch.
+
+    The epoch's order is cut into batches of batch_size * world_size samples, of which each process takes its part; what
+    does not fill a whole one is left out in this epoch.
+
+    Args:
+        num_samples: of the data set.
+        batch_size: videos a step and process.
+        seed: of the order.
+        shuffle: a new order each epoch; False keeps that of the list.
+        rank, world_size: this process, and how many there are.
+
+    Raises:
+        InputError: fewer samples than one batch over all processes.
+    """
+
+    def __init__(
+        self, num_samples: int, *, batch_size: int, seed: int, shuffle: bool = True, rank: int = 0, world_size: int = 1
+    ):
+        if num_samples < batch_size * world_size:
+            raise InputError(
+                f"{num_samples} training videos do not fill one batch of {batch_size * world_size} "
+                f"({batch_size} on each of {world_size} processes): lower TRAIN.BATCH_SIZE"
+            )
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rank = rank
+        self.world_size = world_size
+        self.num_batches = num_samples // (batch_size * world_size)
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Choose the epoch, and the batch to begin with (to go on in the middle of an epoch)."""
+        if not 0 <= start_batch <= self.num_batches:
+            raise ValueError(f"start_batch is {start_batch}, but an epoch has {self.num_batches} batches")
+        self.epoch = epoch
+        self.start_batch = start_batch
+
+    def __len__(self) -> int:
+        return (self.num_batches - self.start_batch) * self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, start_batch = self.epoch, self.start_batch
+        order = range(self.num_samples)
+        if self.shuffle:
+            order = order_generator(self.seed, epoch).permutation(self.num_samples).tolist()
+        for batch in range(start_batch, self.num_batches):
+            first = (batch * self.world_size + self.rank) * self.batch_size
+            for sample in order[first : first + self.batch_size]:
+                yield epoch, sample
+
+
+class ClipLoader:
+    """A DataLoader whose data set's own errors arrive as themselves, not as text with the worker's traceback.
+
+    It takes nothing from torch's global random generator. Worker processes run torch with one thread each (torch's own
+    rule).
+    """
+
+    def __init__(self, dataset: Dataset, sampler, *, batch_size: int | None, collate, num_workers: int, **options):
+        self.dataset = dataset
+        self.sampler = sampler
+        self._loader = DataLoader(
+            _Guarded(dataset),
+            batch_size=batch_size,
+            sampler=sampler,
+            collate_fn=_GuardedCollate(collate),
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            generator=torch.Generator(),
+            **options,
+        )
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Before each epoch of training."""
+        self.sampler.set_epoch(epoch, start_batch)
+
+    def __len__(self) -> int:
+        """Items that the next iteration gives (batches in training, videos in evaluation)."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator:
+        for item in self._loader:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+
+class _Guarded(Dataset):
+    """Hands the data set's own errors on as values, so that they cross the process border unchanged."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key):
+        try:
+            return self.dataset[key]
+        except (InputError, VideoError) as error:
+            return error
+
+
+class _GuardedCollate:
+    def __init__(self, collate):
+        self.collate = collate
+
+    def __call__(self, items):
+        for item in items if isinstance(items, list) else [items]:
+            if isinstance(item, Exception):
+                return item
+        return self.collate(items) if self.collate is not None else items
+
+
+def train_loader(
+    dataset: TrainClips,
+    *,
+    batch_size: int,
+    seed: int,
+    shuffle: bool = True,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+    prefetch_factor: int | None = None,
+    multiprocessing_context: str | None = None,
+) -> ClipLoader:
+    """Batches of training clips; call `set_epoch` before each epoch.
+
+    Args:
+        dataset: the clips.
+        batch_size: videos a step and process; a batch has batch_size * num_clips_per_video clips.
+        seed: of the order of the samples.
+        shuffle: see `EpochSampler`.
+        num_workers: processes that decode; 0 decodes in this one (DATA_LOADER.NUM_WORKERS).
+        pin_memory: for fast copies to a GPU (DATA_LOADER.PIN_MEMORY).
+        rank, world_size: this process, and how many there are.
+        prefetch_factor: batches that each worker prepares ahead; None is torch's default.
+        multiprocessing_context: fork, spawn or forkserver; None is the platform's default.
+
+    Returns:
+        A `ClipLoader` that yields `Batch`.
+    """
+    sampler = EpochSampler(
+        len(dataset), batch_size=batch_size, seed=seed, shuffle=shuffle, rank=rank, world_size=world_size
+    )
+    return ClipLoader(
+        dataset,
+        sampler,
+        batch_size=batch_size,
+        collate=collate_clips,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        prefetch_factor=prefetch_factor if num_workers else None,
+        multiprocessing_context=multiprocessing_context if num_workers else None,
+    )
+
+
+def eval_loader(
+    dataset: EvalClips,
+    *,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+    prefetch_factor: int | None = None,
+    multiprocessing_context: str | None = None,
+) -> ClipLoader:
+    """One item of `EvalClips` a video, every video exactly once over all processes: no padding, no drop.
+
+    This process takes the videos rank, rank + world_size, ...; see `train_loader` for the other arguments.
+    """
+    return ClipLoader(
+        dataset,
+        range(rank, len(dataset), world_size),
+        batch_size=None,
+        collate=None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        prefetch_factor=prefetch_factor if num_workers else None,
+        multiprocessing_context=multiprocessing_context if num_workers else None,
+    )

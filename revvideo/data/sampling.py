@@ -1,0 +1,188 @@
+"""Which frames and which crops: pure functions of numbers, by PySlowFast's formulas.
+
+Source: PySlowFast `datasets/decoder.py` (get_start_end_idx, temporal_sampling) and `datasets/transform.py`. Temporal
+positions are fractional frame indices; only `frame_indices` makes integers of them. Boxes are (y, x, height, width) in
+pixels.
+
+Every random decision takes a `numpy.random.Generator`; `keyed_generator` makes one for each clip, so that no decision
+depends on which worker makes it or on what was drawn before.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from revvideo.errors import InputError
+
+# What a generator is for: the first word of its key, so that two uses never share their numbers.
+_CLIP, _REPLACEMENT, _MIXING, _ORDER = 1, 2, 3, 4
+
+Box = tuple[int, int, int, int]
+
+
+# Random generators
+
+
+def keyed_generator(seed: int, epoch: int, sample: int, clip: int) -> np.random.Generator:
+    """The generator of one clip of one sample in one epoch: where it starts, its crop, its flip."""
+    return _generator(_CLIP, seed, epoch, sample, clip)
+
+
+def replacement_generator(seed: int, epoch: int, sample: int) -> np.random.Generator:
+    """Which videos stand in for a sample that does not decode."""
+    return _generator(_REPLACEMENT, seed, epoch, sample)
+
+
+def mixing_generator(seed: int, epoch: int, step: int, rank: int) -> np.random.Generator:
+    """Mixup and cutmix of one batch on one process."""
+    return _generator(_MIXING, seed, epoch, step, rank)
+
+
+def order_generator(seed: int, epoch: int) -> np.random.Generator:
+    """The order of the samples in one epoch, the same on all processes."""
+    return _generator(_ORDER, seed, epoch)
+
+
+def _generator(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([word % 2**32 for word in key])))
+
+
+# Time
+
+
+def clip_length_frames(num_frames: int, sampling_rate: int, target_fps: float, fps: float) -> float:
+    """Frames of the source that a clip spans: the same time span whatever the source's frame rate.
+
+    Args:
+        num_frames: frames of the clip (T).
+        sampling_rate: stride between them at `target_fps`.
+        target_fps: the frame rate that the stride is meant for, per second.
+        fps: the source's frame rate, per second.
+    """
+    return max(1.0, sampling_rate * num_frames / target_fps * fps)
+
+
+def max_start(video_frames: int, clip_length: float) -> float:
+    """The latest start at which the whole clip lies in the video (0 for a video shorter than the clip)."""
+    return max(video_frames - clip_length, 0.0)
+
+
+def random_start(video_frames: int, clip_length: float, generator: np.random.Generator) -> float:
+    """Training: uniform in [0, max_start]."""
+    return float(generator.uniform(0.0, max_start(video_frames, clip_length)))
+
+
+def centre_start(video_frames: int, clip_length: float) -> float:
+    """Validation: the middle clip."""
+    return max_start(video_frames, clip_length) / 2
+
+
+def view_start(
+    video_frames: int, clip_length: float, view: int, num_views: int, use_offset_sampling: bool = False
+) -> float:
+    """Test: the start of view `view` of `num_views`.
+
+    PySlowFast's quirk is kept: the last view does not reach the end of the video, unless `use_offset_sampling`
+    (TEST.USE_OFFSET_SAMPLING) spreads whole-frame starts over the full range (and takes the middle for one view).
+    """
+    latest = max_start(video_frames, clip_length)
+    if not use_offset_sampling:
+        return latest * view / num_views
+    if num_views == 1:
+        return float(math.floor(latest / 2))
+    return float(math.floor(latest / (num_views - 1)) * view)
+
+
+def frame_indices(start: float, clip_length: float, num_frames: int, video_frames: int) -> np.ndarray:
+    """The frames of a clip: trunc(clamp(linspace(start, start + clip_length - 1, T), 0, n - 1)).
+
+    The step is (clip_length - 1) / (T - 1), 4.2 for "16x4"; a short video repeats its last frame. torch's float32
+    linspace is used as it is: its rounding decides single frames.
+
+    Returns:
+        int64 (num_frames,).
+    """
+    positions = torch.linspace(start, start + clip_length - 1, num_frames)
+    return positions.clamp(0, video_frames - 1).long().numpy()
+
+
+# Space
+
+
+def random_resized_crop_box(
+    height: int,
+    width: int,
+    area_range: Sequence[float],
+    aspect_range: Sequence[float],
+    generator: np.random.Generator,
+    num_tries: int = 10,
+) -> Box:
+    """A box with a share of the area uniform in `area_range` and log-uniform aspect (width / height).
+
+    Box that does not fit: tried again `num_tries` times, then the largest centred box with an allowed aspect.
+
+    Returns:
+        (y, x, height, width) in pixels.
+    """
+    for _ in range(num_tries):
+        area = generator.uniform(area_range[0], area_range[1]) * height * width
+        aspect = math.exp(generator.uniform(math.log(aspect_range[0]), math.log(aspect_range[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            y = int(generator.integers(0, height - h + 1))
+            return y, int(generator.integers(0, width - w + 1)), h, w
+    w, h = width, height
+    if width / height < min(aspect_range):
+        h = min(height, round(width / min(aspect_range)))
+    elif width / height > max(aspect_range):
+        w = min(width, round(height * max(aspect_range)))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def random_short_side(smallest: int, largest: int, generator: np.random.Generator, inverse: bool = False) -> int:
+    """Scale jitter: a short side in pixels, uniform, or uniform in its inverse (DATA.INV_UNIFORM_SAMPLE)."""
+    if inverse:
+        return round(1.0 / generator.uniform(1.0 / largest, 1.0 / smallest))
+    return round(generator.uniform(smallest, largest))
+
+
+def short_side_size(height: int, width: int, size: int) -> tuple[int, int]:
+    """(height, width) after scaling the shorter side to `size`; the longer one is rounded down."""
+    if min(height, width) == size:
+        return height, width
+    if width < height:
+        return math.floor(height / width * size), size
+    return size, math.floor(width / height * size)
+
+
+def random_crop_offsets(height: int, width: int, size: int, generator: np.random.Generator) -> tuple[int, int]:
+    """(y, x) of a random size x size crop. As in PySlowFast the very last offset is never drawn."""
+    _check_fits(height, width, size)
+    y = int(generator.integers(0, height - size)) if height > size else 0
+    x = int(generator.integers(0, width - size)) if width > size else 0
+    return y, x
+
+
+def uniform_crop_offsets(height: int, width: int, size: int, spatial_index: int) -> tuple[int, int]:
+    """(y, x) of crop 0 (start), 1 (centre) or 2 (end) along the longer side; centred along the shorter one."""
+    _check_fits(height, width, size)
+    if spatial_index not in (0, 1, 2):
+        raise InputError(
+            f"spatial crop {spatial_index} asked for; there are 0, 1, 2 (TEST.NUM_SPATIAL_CROPS is 1 or 3)"
+        )
+    y, x = math.ceil((height - size) / 2), math.ceil((width - size) / 2)
+    if height > width:
+        y = (0, y, height - size)[spatial_index]
+    else:
+        x = (0, x, width - size)[spatial_index]
+    return y, x
+
+
+def _check_fits(height: int, width: int, size: int) -> None:
+    if min(height, width) < size:
+        raise InputError(
+            f"a {size}x{size} crop does not fit into a picture of {height}x{width} pixels (height x width): "
+            "DATA.TRAIN_CROP_SIZE or TEST_CROP_SIZE is larger than the short side in DATA.TRAIN_JITTER_SCALES"
+        )
