@@ -1,0 +1,1 @@
+"""Processes and their place in a run. `distributed.env` imports no torch."""

@@ -1,0 +1,128 @@
+"""Multi-view evaluation: every view of every readable video once, none replaced, none repeated."""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from revvideo.engine.metrics import VideoScores
+from revvideo.engine.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+EditViews = Callable[[Tensor, int], Tensor]
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    videos: Iterable[dict],
+    *,
+    paths: Sequence[str],
+    num_views: int,
+    method: str,
+    prepare: Callable[[Tensor], Tensor],
+    device: torch.device,
+    clips_per_batch: int,
+    amp_dtype: torch.dtype | None = None,
+    edit_views: EditViews | None = None,
+    description: str = "evaluate",
+    log_period: int = 10,
+) -> VideoScores:
+    """Score videos by all of their views.
+
+    Args:
+        model: `(B, C, T, H, W) -> logits (B, K)`; put into evaluation mode for the time being.
+        videos: items `{video, label, index, error}`: uint8 `(V, T, C, H, W)` with all views of one video, or None and
+            the reason.
+        paths: path of each video of the list, by index.
+        num_views: V, temporal views x spatial crops.
+        method: how the views' softmax are put together, see `VideoScores`.
+        prepare: uint8 `(B, T, C, H, W)` to what the model takes, on the device.
+        device: where the model is.
+        clips_per_batch: views that go through the model at a time.
+        amp_dtype: autocast to this type; None evaluates in the parameters' own precision.
+        edit_views: `(views, index) -> views`, applied to the uint8 views of each video: for probes such as clips
+            reversed in time.
+        description: for the progress display.
+        log_period: in videos, where progress is written as lines.
+
+    Returns:
+        The scores; call its `summary(len(paths))`.
+    """
+    scores = VideoScores(num_views, method=method)
+    was_training = model.training
+    model.eval()
+    with Progress(len(paths), description, log_period=log_period, logger=logger) as progress:
+
+        def views() -> Iterator[tuple[int, int, int, Tensor]]:
+            for item in videos:
+                progress.update()
+                index = item["index"]
+                if item["video"] is None:
+                    logger.warning("not evaluated: %s: %s", paths[index], item["error"])
+                    scores.add_failure(index, paths[index], item["error"])
+                    continue
+                clips = item["video"] if edit_views is None else edit_views(item["video"], index)
+                assert len(clips) == num_views, (paths[index], len(clips), num_views)
+                for view, clip in enumerate(clips):
+                    yield index, view, item["label"], clip
+
+        for batch in _batches(views(), clips_per_batch):
+            clips = prepare(torch.stack([clip for *_, clip in batch]))
+            with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+                logits = model(clips)
+            for (index, view, label, _), row in zip(batch, logits.float().cpu().split(1)):
+                scores.add(index, [view], row, label=label, path=paths[index])
+    model.train(was_training)
+    return scores
+
+
+def _batches(items: Iterator, size: int) -> Iterator[list]:
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def write_results(folder: Path, scores: VideoScores, results: dict, *, names: Sequence[str]) -> None:
+    """Write `results{name}.json` and `predictions{name}.npz` for each suffix in `names`, each file whole or not at all.
+
+    Args:
+        folder: the run folder.
+        scores: the source of the predictions.
+        results: content of results.json.
+        names: suffixes, such as "" and "_5views".
+    """
+    arrays = scores.arrays()
+    for name in names:
+        _write_atomically(folder / f"predictions{name}.npz", lambda file: np.savez(file, **arrays))
+        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+        _write_atomically(folder / f"results{name}.json", lambda file, text=text: file.write(text.encode()))
+
+
+def _write_atomically(path: Path, write: Callable) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def protocol(num_views: int, num_crops: int, frames: int, stride: int, crop: int, method: str) -> str:
+    """One line that says how the accuracy was measured."""
+    return (
+        f"{num_views} temporal views x {num_crops} spatial crops of {frames} frames x stride {stride}, "
+        f"{crop} px, {method} of softmax over views"
+    )

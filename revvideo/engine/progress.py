@@ -1,0 +1,100 @@
+"""How far a loop is: a bar on a terminal, one plain line every few steps elsewhere, never both. Imports no torch."""
+
+import logging
+import sys
+import time
+from typing import TextIO
+
+BAR_SECONDS = 0.25  # the fields of the bar are read at most this often: a tensor among them waits for its device
+
+
+class Progress:
+    """Shows the progress of a loop of known length.
+
+    Args:
+        total: number of steps.
+        description: what runs, such as "train epoch 3/50".
+        log_period: without a terminal, one line each time that many steps are done (and one at the end).
+        logger: takes the lines, at level INFO.
+        enabled: False shows nothing (all ranks but the first).
+        stream: where a bar is drawn if it is a terminal; standard error if None.
+        initial: steps that were done before, in a run that resumes in the middle.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        description: str,
+        *,
+        log_period: int,
+        logger: logging.Logger,
+        enabled: bool = True,
+        stream: TextIO | None = None,
+        initial: int = 0,
+    ):
+        stream = sys.stderr if stream is None else stream
+        self.total, self.description, self.log_period, self.logger = total, description, max(1, log_period), logger
+        self.done = self._initial = self._logged = initial
+        self._start = time.monotonic()
+        self._drawn = -BAR_SECONDS
+        self._bar = None
+        self._lines = enabled and not stream.isatty()
+        if enabled and not self._lines:
+            from tqdm import tqdm  # only a terminal needs it
+
+            self._bar = tqdm(total=total, desc=description, initial=initial, file=stream, dynamic_ncols=True)
+
+    def update(self, n: int = 1, **fields) -> None:
+        """Count `n` more steps.
+
+        Args:
+            n: steps done since the last call.
+            fields: values to show, in this order: numbers, strings, or scalar tensors, which are read only when shown.
+        """
+        self.done += n
+        now = time.monotonic()
+        if self._bar is not None:
+            if now - self._drawn >= BAR_SECONDS or self.done >= self.total:
+                self._drawn = now
+                self._bar.set_postfix_str(_listing(fields), refresh=False)
+            self._bar.update(n)
+        elif self._lines:
+            period_over = self.done // self.log_period > self._logged // self.log_period
+            if period_over or (self.done >= self.total and self.done > self._logged):
+                self._logged = self.done
+                self.logger.info("%s", self._line(now - self._start, fields))
+
+    def _line(self, seconds: float, fields: dict) -> str:
+        rate = (self.done - self._initial) / max(seconds, 1e-9)
+        remaining = duration((self.total - self.done) / rate) if rate > 0 else "?"
+        speed = f"{rate:.2f} it/s" if rate >= 1 or rate == 0 else f"{1 / rate:.2f} s/it"
+        parts = [f"{self.description}: {self.done}/{self.total}", f"eta {remaining}", speed]
+        return ", ".join(parts + ([_listing(fields)] if fields else []))
+
+    def close(self) -> None:
+        """Release the terminal; closing twice is harmless."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss, such as 1:02:03."""
+    minutes, second = divmod(max(0, round(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
+
+
+def _listing(fields: dict) -> str:
+    """Fields as "loss 1.234, lr 0.0001"."""
+    return ", ".join(f"{name} {_value(value)}" for name, value in fields.items())
+
+
+def _value(value) -> str:
+    """A value in at most about four significant digits."""
+    value = value.item() if hasattr(value, "item") else value
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
