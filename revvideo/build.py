@@ -89,6 +89,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
             "in_channels": cfg.DATA.INPUT_CHANNEL_NUM[0],
             "patch": PatchSpec(tuple(mvit.PATCH_KERNEL), tuple(mvit.PATCH_STRIDE), tuple(mvit.PATCH_PADDING)),
             "separable_positions": mvit.SEP_POS_EMBED,
+            "init_scheme": cfg.INIT.SCHEME,
         }
         if not reversible:
             return MViT(class_token=mvit.CLS_EMBED_ON, checkpoint_blocks=cfg.MODEL.ACT_CHECKPOINT, **common)
@@ -113,8 +114,8 @@ def choose_device(cfg: CfgNode) -> torch.device:
     """The one device that a plain run uses: the CPU for NUM_GPUS 0, else the first GPU.
 
     Raises:
-        ConfigError: the config asks for several machines or GPUs, or for a GPU that is not there; the message says which
-            overrides run it here.
+        ConfigError: the config asks for several machines or GPUs, or for a GPU that is not there; the message says
+            which overrides run it here.
     """
     here = f"NUM_SHARDS 1 NUM_GPUS {int(torch.cuda.is_available())}"
     if cfg.NUM_SHARDS > 1:

@@ -1,7 +1,7 @@
 """Batch arithmetic: clips per process and step, and the learning rate that follows. No torch: the launcher prints it.
 
-PySlowFast's meaning: TRAIN.BATCH_SIZE counts the videos of one machine. Its processes share them, and every further
-machine adds as many, so the global batch is BATCH_SIZE x machines, times AUG.NUM_SAMPLE clips of each video. SOLVER.BASE_LR_SCALE_NUM_SHARDS multiplies the three
+PySlowFast's meaning: TRAIN.BATCH_SIZE counts the videos of one machine. Its processes share them, every further machine
+adds as many, and AUG.NUM_SAMPLE clips are cut from each video. SOLVER.BASE_LR_SCALE_NUM_SHARDS multiplies the three
 learning rates by the number of machines; we use the machines that take part, not what NUM_SHARDS says.
 """
 
@@ -84,8 +84,8 @@ def batch_plan(cfg: CfgNode, num_machines: int = 1, processes_per_machine: int =
         lr_factor=lr_factor,
         line=(
             f"batch: {clips_per_step} clips a step = {batch_size} videos a machine (TRAIN.BATCH_SIZE) x "
-            f"{_count(samples, 'clip')} (AUG.NUM_SAMPLE) x {_count(num_machines, 'machine')}; {clips_per_process} in each of "
-            f"{_count(num_machines * processes_per_machine, 'process')}; {_describe_lr(cfg, base_lr, num_machines)}"
+            f"{_count(samples, 'clip')} (AUG.NUM_SAMPLE) x {_count(num_machines, 'machine')}; {clips_per_process} in each "
+            f"of {_count(num_machines * processes_per_machine, 'process')}; {_describe_lr(cfg, base_lr, num_machines)}"
         ),
     )
 

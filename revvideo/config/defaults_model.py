@@ -88,6 +88,12 @@ MODEL_KEYS: list[Key] = [
         ours=True,
     ),
     *section(
+        "INIT",
+        ("SCHEME", "trunc_normal", "Initial weights: truncated normal of 0.02 as in PySlowFast, or of 1/sqrt(fan_in), "
+         "which narrow models need to learn in good time.", {"choices": ("trunc_normal", "fan_in")}),
+        ours=True,
+    ),
+    *section(
         "BN",
         ("USE_PRECISE_STATS", False, "Precise batch-norm statistics."),
         ("NUM_BATCHES_PRECISE", 200, "Batches for precise statistics."),

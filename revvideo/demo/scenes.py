@@ -36,7 +36,7 @@ FRAME_SIZE = 112
 TRAVEL = (0.35, 0.60)  # widths
 TURN_DEGREES = (90.0, 180.0)
 GROWTH = (2.0, 3.0)  # largest diameter / smallest diameter
-DIAMETER = (0.28, 0.40)  # of the circumscribed circle at mid-time, widths
+DIAMETER = (0.36, 0.44)  # of the circumscribed circle at mid-time, widths
 MAX_DRIFT = 0.15  # of the background, widths
 MAX_OVERHANG = 0.02  # of the circumscribed circle over the frame's border, widths
 

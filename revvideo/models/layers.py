@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 LAYER_NORM_EPS = 1e-6
+INIT_SCHEMES = ("trunc_normal", "fan_in")
 
 
 class LayerNorm(nn.LayerNorm):
@@ -128,15 +129,27 @@ class ClassificationHead(nn.Module):
         return self.projection(self.dropout(x))
 
 
-def init_weights(module: nn.Module) -> None:
-    """Initialisation of the MViT family, for ``model.apply``.
+def init_weights(module: nn.Module, scheme: str = "trunc_normal") -> None:
+    """Initialise one module, for ``model.apply``.
 
-    Truncated normal of 0.02 for the weights of linear layers and convolutions; biases of linear layers *and* of
-    LayerNorm start at 0.02, not 0 (as in PySlowFast); biases of convolutions keep PyTorch's default.
+    ``"trunc_normal"``, the MViT family's own: truncated normal of 0.02 for the weights of linear layers and
+    convolutions; biases of linear layers *and* of LayerNorm start at 0.02, not 0 (as in PySlowFast); biases of
+    convolutions keep PyTorch's default. Made for widths of 96 and more: in narrow networks it leaves the activations
+    so small that the network is nearly linear, and training stays at chance for long.
+
+    ``"fan_in"``: truncated normal of ``1 / sqrt(fan_in)``, all biases 0; activations keep their size at any width.
+
+    Raises:
+        ValueError: an unknown scheme.
     """
-    if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d)):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-    if isinstance(module, (nn.Linear, nn.LayerNorm)) and module.bias is not None:
-        nn.init.constant_(module.bias, 0.02)
+    if scheme not in INIT_SCHEMES:
+        raise ValueError(f"the initialisation is {scheme!r}; expected one of {', '.join(INIT_SCHEMES)} (INIT.SCHEME)")
+    by_fan_in = scheme == "fan_in"
+    convolution = isinstance(module, (nn.Conv2d, nn.Conv3d))
+    if isinstance(module, nn.Linear) or convolution:
+        nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5 if by_fan_in else 0.02)
+    if isinstance(module, (nn.Linear, nn.LayerNorm)) or (convolution and by_fan_in):
+        if module.bias is not None:
+            nn.init.constant_(module.bias, 0.0 if by_fan_in else 0.02)
     if isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)

@@ -194,6 +194,7 @@ class VideoTransformer(PositionEmbedding, nn.Module):
         patch: the patch embedding.
         class_token: whether a class token is prepended.
         separable_positions: see `PositionEmbedding`.
+        init_scheme: see `init_weights`.
     """
 
     def __init__(
@@ -205,16 +206,18 @@ class VideoTransformer(PositionEmbedding, nn.Module):
         patch: PatchSpec,
         class_token: bool,
         separable_positions: bool,
+        init_scheme: str = "trunc_normal",
     ):
         super().__init__()
+        self.init_scheme = init_scheme
         self.input_size, self.in_channels = tuple(input_size), in_channels
         self.patch_embed = PatchEmbed(in_channels, embed_dim, **dataclasses.asdict(patch))
         self.grid = self.patch_embed.grid(self.input_size)
         self.add_position_tables(self.grid, embed_dim, class_token=class_token, separable=separable_positions)
 
     def init_all(self) -> None:
-        """Initialise every weight (`init_weights`) and the position tables."""
-        self.apply(init_weights)
+        """Initialise every weight (`init_weights`) and the position tables (truncated normal of 0.02)."""
+        self.apply(lambda module: init_weights(module, self.init_scheme))
         for table in self.position_tables():
             nn.init.trunc_normal_(table, std=0.02)
 

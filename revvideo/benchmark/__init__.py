@@ -1,0 +1,1 @@
+"""Measurements: what a step costs in memory and time."""
