@@ -6,16 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from gradients import assert_gradients_equal, parameter_gradients
+from tiny_models import CLIP_SHAPE, NUM_CLASSES, tiny_rev_mvit
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from revvideo.models.mvit import PatchSpec, plan_blocks
-from revvideo.models.rev_mvit import RevMViT
-
 PROCESSES, STEPS, BATCH = 2, 3, 4
 
-# Small buckets, so that the reduction of the last blocks runs during the backward of the first ones.
 OPTIONS = {
     "plain": {},
     "find_unused_parameters": {"find_unused_parameters": True},
@@ -24,37 +21,10 @@ OPTIONS = {
 }
 
 
-def tiny_model(backprop: str) -> RevMViT:
-    """Six blocks, two of them stage transitions; float64, no drop path."""
-    torch.manual_seed(0)
-    blocks = plan_blocks(
-        depth=6,
-        embed_dim=8,
-        num_heads=1,
-        dim_mul=[[1, 2.0], [3, 2.0]],
-        head_mul=[[1, 2.0], [3, 2.0]],
-        pool_q_stride=[[1, 1, 2, 2], [3, 1, 2, 2]],
-        pool_kv_stride_adaptive=[1, 4, 4],
-        pool_kvq_kernel=[3, 3, 3],
-        qkv_bias=False,
-        widen_in_attention=True,
-    )
-    return RevMViT(
-        blocks=blocks,
-        transitions=[1, 3],
-        num_classes=5,
-        backprop=backprop,
-        input_size=(4, 32, 32),
-        in_channels=3,
-        patch=PatchSpec(),
-        separable_positions=True,
-    ).double()
-
-
 def batch(step: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(step)
-    clips = torch.randn(BATCH, 3, 4, 32, 32, generator=generator, dtype=torch.float64)
-    return clips, torch.randint(5, (BATCH,), generator=generator)
+    clips = torch.randn(BATCH, *CLIP_SHAPE, generator=generator, dtype=torch.float64)
+    return clips, torch.randint(NUM_CLASSES, (BATCH,), generator=generator)
 
 
 def backward(model: nn.Module, step: int, part: slice) -> None:
@@ -92,11 +62,12 @@ def worker(rank: int, folder: str) -> None:
     share = BATCH // PROCESSES
     part = slice(rank * share, (rank + 1) * share)
     try:
+        # Small buckets, so that the reduction of the last blocks runs during the backward of the first ones.
         found = {
-            name: train(DistributedDataParallel(tiny_model("reversible"), bucket_cap_mb=0.02, **options), part)
+            name: train(DistributedDataParallel(tiny_rev_mvit().double(), bucket_cap_mb=0.02, **options), part)
             for name, options in OPTIONS.items()
         }
-        found["no_sync"] = accumulate(DistributedDataParallel(tiny_model("reversible")), part)
+        found["no_sync"] = accumulate(DistributedDataParallel(tiny_rev_mvit().double()), part)
         torch.save(found, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -112,7 +83,7 @@ def found(tmp_path_factory) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def expected() -> list[dict]:
-    return train(tiny_model("plain"), slice(None))
+    return train(tiny_rev_mvit(backprop="plain").double(), slice(None))
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -123,6 +94,6 @@ def test_two_processes_get_the_gradients_of_the_whole_batch(found, expected, nam
 
 
 def test_gradient_accumulation_without_communication(found):
-    expected = accumulate(tiny_model("plain"), slice(None))
+    expected = accumulate(tiny_rev_mvit(backprop="plain").double(), slice(None))
     for of_process in found:
         assert_gradients_equal(of_process["no_sync"], expected, torch.float64)

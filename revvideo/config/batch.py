@@ -84,8 +84,9 @@ def batch_plan(cfg: CfgNode, num_machines: int = 1, processes_per_machine: int =
         lr_factor=lr_factor,
         line=(
             f"batch: {clips_per_step} clips a step = {batch_size} videos a machine (TRAIN.BATCH_SIZE) x "
-            f"{_count(samples, 'clip')} (AUG.NUM_SAMPLE) x {_count(num_machines, 'machine')}; {clips_per_process} in each "
-            f"of {_count(num_machines * processes_per_machine, 'process')}; {_describe_lr(cfg, base_lr, num_machines)}"
+            f"{_count(samples, 'clip')} (AUG.NUM_SAMPLE) x {_count(num_machines, 'machine')}; "
+            f"{clips_per_process} in each of {_count(num_machines * processes_per_machine, 'process')}; "
+            f"{_describe_lr(cfg, base_lr, num_machines)}"
         ),
     )
 

@@ -148,8 +148,8 @@ def init_weights(module: nn.Module, scheme: str = "trunc_normal") -> None:
     convolution = isinstance(module, (nn.Conv2d, nn.Conv3d))
     if isinstance(module, nn.Linear) or convolution:
         nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5 if by_fan_in else 0.02)
-    if isinstance(module, (nn.Linear, nn.LayerNorm)) or (convolution and by_fan_in):
-        if module.bias is not None:
-            nn.init.constant_(module.bias, 0.0 if by_fan_in else 0.02)
+    biased = isinstance(module, (nn.Linear, nn.LayerNorm)) or (convolution and by_fan_in)
+    if biased and module.bias is not None:
+        nn.init.constant_(module.bias, 0.0 if by_fan_in else 0.02)
     if isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)

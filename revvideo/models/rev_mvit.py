@@ -130,7 +130,8 @@ class RevBackbone(nn.Module):
             elif spec.pools_queries or spec.dim_out != spec.dim:
                 raise ValueError(
                     f"block {i} changes the width ({spec.dim} -> {spec.dim_out}) or the resolution (q stride "
-                    f"{spec.q_stride}), so it cannot be reversible; list it in MVIT.REV.BUFFER_LAYERS {list(transitions)}"
+                    f"{spec.q_stride}), so it cannot be reversible; list it in MVIT.REV.BUFFER_LAYERS "
+                    f"{list(transitions)}"
                 )
             else:
                 F, G = AttentionBranch(spec, dropout=dropout), MlpBranch(spec.dim, spec.mlp_ratio)

@@ -244,7 +244,7 @@ class _HalfStep(Function):
         branch, inputs = ctx.call.replay(
             newer, parameters, needs_newer and grad is not None, [n and grad is not None for n in needs_parameters]
         )
-        if needs_older or needs_newer:  # otherwise nothing before this half-step is in the graph
+        if ctx.time > 1 and (needs_older or needs_newer):  # otherwise no half-step before this one is in the graph
             value = branch.detach() if mask is None else branch.detach() * mask
             older = result.sub_(value) if result_owned else result - value
             ctx.tape.state = (ctx.time - 1, older, newer, (True, newer_owned))
