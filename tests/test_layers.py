@@ -32,6 +32,7 @@ MAY_IMPORT = {
         "revvideo.engine.events",
     ),
     "revvideo.build": EVERYTHING_BUT_CLI,
+    "revvideo.jobs": EVERYTHING_BUT_CLI,
     "revvideo.planner": EVERYTHING_BUT_CLI,
     "revvideo.predict": EVERYTHING_BUT_CLI,
     "revvideo.benchmark": EVERYTHING_BUT_CLI,
