@@ -1,4 +1,4 @@
-"""MViT and Rev-MViT with two stage transitions, small enough for any test: clips (B, 3, 4, 32, 32), 5 classes."""
+"""MViT and Rev-MViT with two stage transitions, small enough for any test: clips (B, 3, 8, 32, 32), 5 classes."""
 
 import torch
 
@@ -6,7 +6,7 @@ from revvideo.models.mvit import BlockSpec, MViT, PatchSpec, plan_blocks
 from revvideo.models.rev_mvit import RevMViT
 
 TRANSITIONS = [1, 3]
-CLIP_SHAPE = (3, 4, 32, 32)
+CLIP_SHAPE = (3, 8, 32, 32)
 NUM_CLASSES = 5
 _COMMON = {
     "num_classes": NUM_CLASSES,

@@ -17,7 +17,6 @@ import hashlib
 import json
 import logging
 import multiprocessing
-import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -30,6 +29,7 @@ from av.video.reformatter import VideoReformatter
 
 from revvideo.demo.scenes import CLASS_NAMES, NUM_FRAMES, partner, render_class
 from revvideo.errors import InputError
+from revvideo.paths import replace_file
 
 __all__ = ["CLASS_NAMES", "DatasetPaths", "make_dataset", "partner", "video_generator", "write_video"]
 
@@ -69,16 +69,6 @@ def video_generator(seed: int, split: str, label: int, number: int) -> np.random
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
 
 
-def _replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary neighbour of `path`, then move it into place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_video(path: Path, video: np.ndarray) -> None:
     """Encode uint8 (T, H, W, 3) RGB as H.264 mp4, yuv420p, atomically. Equal frames give equal bytes."""
 
@@ -97,7 +87,7 @@ def write_video(path: Path, video: np.ndarray) -> None:
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
 
-    _replace_file(path, encode)
+    replace_file(path, encode)
 
 
 def _is_whole(path: Path) -> bool:
@@ -144,7 +134,7 @@ def _text_files(videos: list[_Video]) -> dict[str, str]:
 
 
 def _write_text(path: Path, text: str) -> None:
-    _replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def _holds(path: Path, text: str) -> bool:

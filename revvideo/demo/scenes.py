@@ -173,7 +173,7 @@ def draw_scene(rng: np.random.Generator, pair_index: int) -> Scene:
 
     # The same room in x and in y for every pair: what a shape with this travel has along its way.
     diameter = rng.uniform(*DIAMETER)
-    room = max(0.5 - travel / 2 - diameter / 2, 0.0) + MAX_OVERHANG
+    room = max(0.5 + MAX_OVERHANG - travel / 2 - diameter / 2, 0.0)
     centre = (0.5 + rng.uniform(-room, room), 0.5 + rng.uniform(-room, room))
 
     drift_direction, drift_length = rng.uniform(0, 2 * math.pi), rng.uniform(0, MAX_DRIFT)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from revvideo.errors import InputError
-from revvideo.paths import path_manager
+from revvideo.paths import path_manager, replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -78,25 +78,16 @@ def save_checkpoint(path: str | os.PathLike, state: dict) -> Path:
     _check_plain(state, "state")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a kill leaves is written over later
-    try:
+
+    def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
             recorder = _Recorder(file)
             try:
                 torch.save(state, recorder)
             except RuntimeError as error:
                 raise (recorder.error or error) from error
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+
+    replace_file(path, write, durable=True)
     return path
 
 

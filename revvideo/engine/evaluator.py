@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from revvideo.engine.metrics import VideoScores
 from revvideo.engine.progress import Progress
+from revvideo.paths import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -103,21 +103,15 @@ def write_results(folder: Path, scores: VideoScores, results: dict, *, names: Se
         results: content of results.json.
         names: suffixes, such as "" and "_5views".
     """
-    arrays = scores.arrays()
+    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+
+    def write_predictions(path: Path) -> None:
+        with open(path, "wb") as file:  # given a path, numpy would add .npz to it
+            np.savez(file, **scores.arrays())
+
     for name in names:
-        _write_atomically(folder / f"predictions{name}.npz", lambda file: np.savez(file, **arrays))
-        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-        _write_atomically(folder / f"results{name}.json", lambda file, text=text: file.write(text.encode()))
-
-
-def _write_atomically(path: Path, write: Callable) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        replace_file(folder / f"predictions{name}.npz", write_predictions)
+        replace_file(folder / f"results{name}.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def protocol(num_views: int, num_crops: int, frames: int, stride: int, crop: int, method: str) -> str:
