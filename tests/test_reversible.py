@@ -202,6 +202,16 @@ def test_autocast_with_the_backward_outside_of_it(stream_dtype):
     assert {p.grad.dtype for p in network.parameters()} == {torch.float32}
 
 
+def test_autocast_with_a_weight_that_is_used_after_the_sequence():
+    def scenario(network, x1, x2):
+        with autocast():  # its cache of cast weights must not hold one that was cast without a gradient
+            pair = network(x1, x2)
+            after = network.layers[1].F.proj(x2)
+        (both(pair) + 100 * after.double().square().sum()).backward()
+
+    assert_like_plain(scenario, transformer(torch.float32), dtype=torch.bfloat16, stream_dtype=torch.float32)
+
+
 class CallRecorder(TorchDispatchMode):
     """Records, for each call of each watched module, its ops as (op, dtypes in, dtypes out)."""
 

@@ -169,7 +169,7 @@ def sharp_checkpoint(data, tmp_path_factory) -> Path:
 
 
 def views_by_the_formulas(path: Path, rate: float, num_views: int, num_crops: int) -> torch.Tensor:
-    """Normalised clips (V * S, C, T, H, W) of a video, temporal index outermost: PySlowFast's formulas in plain code."""
+    """Normalised clips (V * S, C, T, H, W) of a video, temporal index outermost: the formulas in plain code."""
     frames = decode_plainly(str(path))  # (n, H, W, C); the short side is that of the crop: nothing is resized
     length = max(1.0, 4 * 4 / 30 * rate)
     latest = max(len(frames) - length, 0.0)

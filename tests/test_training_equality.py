@@ -13,6 +13,7 @@ from revvideo.engine.events import EventLog
 
 NUM_STEPS = 20
 TWENTY_STEPS = {"SOLVER.MAX_EPOCH": 10, "TRAIN.CHECKPOINT_PERIOD": 10}  # 8 videos, 4 a step
+DEEPER = {"MVIT.DEPTH": 6}  # five reversible blocks and a transition
 
 
 @pytest.fixture(scope="module")
@@ -22,19 +23,16 @@ def data(tmp_path_factory) -> Path:
 
 def losses(data: Path, folder: Path, *layers: dict) -> list[float]:
     tiny.done(tiny.run_net(data, folder, tiny.RANDOM, tiny.TRAIN_ONLY, TWENTY_STEPS, *layers))
-    values = tiny.losses(folder)
-    assert len(values) == NUM_STEPS
-    return values
+    return tiny.losses(folder)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")  # more than cores: so what
 def test_losses_do_not_depend_on_the_number_of_workers(data, tmp_path):
     """Bit-equal, mixup and drop path on; another seed gives other losses."""
-    by_workers = [
-        losses(data, tmp_path / f"workers{count}", {"DATA_LOADER.NUM_WORKERS": count}) for count in (0, 1, 3)
-    ]
+    by_workers = [losses(data, tmp_path / f"workers{count}", {"DATA_LOADER.NUM_WORKERS": count}) for count in (0, 1, 3)]
     assert by_workers[0] == by_workers[1] == by_workers[2]
-    assert len(set(by_workers[0])) == NUM_STEPS
-    other = losses(data, tmp_path / "seed", {"RNG_SEED": 1})
+    assert len(set(by_workers[0])) == len(by_workers[0]) == NUM_STEPS
+    other = losses(data, tmp_path / "seed", {"RNG_SEED": 1, "SOLVER.MAX_EPOCH": 1})
     assert not set(other) & set(by_workers[0])
 
 
@@ -53,7 +51,7 @@ def batches(data, tmp_path_factory) -> list:
 
 def tiny_config(data: Path, folder: Path, backprop: str, *layers: dict):
     own = {"DATA.PATH_TO_DATA_DIR": data, "OUTPUT_DIR": folder, "REV.BACKPROP": backprop}
-    return load_config("demo/REV_MVIT_DEMO", tiny.overrides(tiny.RANDOM, TWENTY_STEPS, own, *layers))
+    return load_config("demo/REV_MVIT_DEMO", tiny.overrides(tiny.RANDOM, TWENTY_STEPS, DEEPER, own, *layers))
 
 
 def train(cfg, folder: Path, batches: list, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -73,21 +71,21 @@ def train(cfg, folder: Path, batches: list, dtype: torch.dtype) -> tuple[torch.T
     return torch.stack(found), torch.stack(norms), weights
 
 
-@pytest.mark.parametrize("stage_drop_path", ["branches", "output"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-8), (torch.float32, 1e-3)], ids=["f64", "f32"])
-def test_reversible_and_plain_backprop_train_alike(data, batches, tmp_path, dtype, tolerance, stage_drop_path):
-    """20 steps, drop path and mixup on: losses, and in float64 the gradient norms and the weights too."""
-    runs = {}
-    for backprop in ("reversible", "plain"):
-        cfg = tiny_config(data, tmp_path, backprop, {"REV.STAGE_DROPPATH": stage_drop_path})
-        runs[backprop] = train(cfg, tmp_path, batches, dtype)
-    kinds = 3 if dtype == torch.float64 else 1
-    for mine, reference in zip(runs["reversible"][:kinds], runs["plain"][:kinds]):
-        difference = float(((mine - reference).norm() if mine.ndim and kinds == 3 else mine - reference).norm())
-        assert difference <= tolerance * float(reference.norm())
-    relative = ((runs["reversible"][0] - runs["plain"][0]) / runs["plain"][0]).abs()
-    print(f"largest relative difference of a loss: {float(relative.max()):.1e}")
-    assert float(relative.max()) <= tolerance
+def test_reversible_and_plain_backprop_train_alike(data, batches, tmp_path, dtype, tolerance):
+    """The losses of 20 steps, drop path and mixup on; the gradients' norms and the last weights too."""
+    runs = {
+        backprop: train(tiny_config(data, tmp_path, backprop), tmp_path, batches, dtype)
+        for backprop in ("reversible", "plain")
+    }
+    loss, norm, weights = (
+        float(((mine - reference).abs() / scale).max())
+        for mine, reference, scale in zip(runs["reversible"], runs["plain"], (*runs["plain"][:2], 1.0))
+    )
+    print(f"largest differences: loss {loss:.1e} and gradient norm {norm:.1e} (relative), weight {weights:.1e}")
+    assert loss <= tolerance
+    assert norm <= tolerance
+    assert weights <= tolerance
     assert len(set(runs["plain"][0].tolist())) == NUM_STEPS
 
 

@@ -1,4 +1,4 @@
-"""A data set, a config and a way to run commands that are small enough for end-to-end tests: a step takes milliseconds."""
+"""A data set, a config and a way to run commands, small enough for end-to-end tests: a step takes milliseconds."""
 
 import io
 import json

@@ -93,6 +93,10 @@ class PoolingAttention(nn.Module):
         token, x = (x[:, :1], x[:, 1:]) if self.class_token else (None, x)
         batch, _, dim = x.shape
         volume = x.view(batch, *grid, dim).permute(0, 4, 1, 2, 3)  # (B, D, T, H, W), channels_last_3d
+        if volume.device.type == "cpu" and volume.dtype is torch.bfloat16:
+            # torch 2.15: the weight gradient of this convolution is garbage in bfloat16 on the CPU when channels are
+            # innermost and the volume has two frames (float32, float16 and contiguous volumes are right).
+            volume = volume.contiguous()
         weight = conv.weight.repeat(dim // conv.out_channels, 1, 1, 1, 1)  # one kernel of d channels for all heads
         volume = F.conv3d(volume, weight, stride=conv.stride, padding=conv.padding, groups=dim)
         x = volume.permute(0, 2, 3, 4, 1).reshape(batch, -1, dim)  # (B, N', D)

@@ -108,7 +108,7 @@ class RevBackbone(nn.Module):
         shared_mask: one drop-path mask for F and G of a block, as in PySlowFast.
 
     Raises:
-        ValueError: a block that changes width or resolution is not listed as a transition.
+        ValueError: a transition that does not exist, or a block that changes width or resolution and is none.
     """
 
     def __init__(
@@ -122,6 +122,10 @@ class RevBackbone(nn.Module):
         shared_mask: bool,
     ):
         super().__init__()
+        if not set(transitions) <= set(range(len(blocks))):
+            raise ValueError(
+                f"MVIT.REV.BUFFER_LAYERS {list(transitions)} names a block outside 0..{len(blocks) - 1} (MVIT.DEPTH)"
+            )
         self.backprop = check_backprop(backprop)
         self.layers = nn.ModuleList()
         for i, spec in enumerate(blocks):

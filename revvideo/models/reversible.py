@@ -37,9 +37,11 @@ BACKPROP_MODES = ("reversible", "plain")
 class ReversibleBlock(nn.Module):
     """One pair (F, G) with stochastic depth on both residual branches.
 
-    F and G are any modules that map a tensor of the streams' shape to the same shape. A buffer that F or G updates in
-    its forward (BatchNorm's running statistics) is updated once a step; its *output* may not depend on it in training
-    mode, since it is computed a second time in the backward.
+    F and G are any modules that map a tensor of the streams' shape to the same shape and leave their input as it is. A
+    buffer that F or G updates in its forward (BatchNorm's running statistics) is updated once a step. The backward
+    computes the outputs a second time with the buffers of that moment, so they may not depend on a buffer that has
+    changed since: no spectral norm in training mode, and no training forward of the same BatchNorm between a forward in
+    evaluation mode and its backward.
 
     Args:
         F: first branch, reads the second stream.
@@ -141,11 +143,12 @@ def run_blocks(
     if not set(intermediates) <= set(range(len(blocks))):
         raise ValueError(f"intermediates {list(intermediates)} ask for a block outside 0..{len(blocks) - 1}")
 
-    narrow = x1.dtype if x1.dtype in (torch.bfloat16, torch.float16) else None
+    dtype = torch.promote_types(x1.dtype, x2.dtype)
+    narrow = dtype if dtype in (torch.bfloat16, torch.float16) else None
     autocast = torch.is_autocast_enabled(x1.device.type) if torch.amp.is_autocast_available(x1.device.type) else False
     branch_dtype = narrow if narrow is not None and not autocast else None
-    if narrow is not None:
-        x1, x2 = x1.float(), x2.float()
+    stream_dtype = torch.float32 if narrow is not None else dtype
+    x1, x2 = x1.to(stream_dtype), x2.to(stream_dtype)
 
     tape = _Tape() if backprop == "reversible" and torch.is_grad_enabled() else None
     kept: dict[int, tuple[Tensor, Tensor]] = {}
@@ -177,6 +180,10 @@ def _half_step(tape: "_Tape | None", call: "_BranchCall", older: Tensor, newer: 
 
 
 def _add_branch(stream: Tensor, branch: Tensor, mask: Tensor | None) -> Tensor:
+    if branch.shape != stream.shape:
+        raise ValueError(
+            f"F or G returned the shape {tuple(branch.shape)}; expected the streams' {tuple(stream.shape)}"
+        )
     return stream + branch if mask is None else stream + branch * mask
 
 
@@ -282,9 +289,14 @@ class _BranchCall:
         """Call the branch and remember the conditions."""
         self.modes = [module.training for module in self.branch.modules()]
         self.autocast = _autocast_state(x.device)
-        before = _random_state(x.device)
+        before, version = _random_state(x.device), x._version
         with _autocast(self.autocast):
             result = self(x)
+        if x._version != version:
+            raise RuntimeError(
+                f"{type(self.branch).__name__} changed its input by an in-place operation, so the backward could not rebuild "
+                "it; let F and G begin with an operation that returns a new tensor"
+            )
         after = _random_state(x.device)
         drew = any(not torch.equal(b, a) for b, a in zip(before, after, strict=True))
         self.random_state = before if drew else None
