@@ -294,8 +294,8 @@ class _BranchCall:
             result = self(x)
         if x._version != version:
             raise RuntimeError(
-                f"{type(self.branch).__name__} changed its input by an in-place operation, so the backward could not rebuild "
-                "it; let F and G begin with an operation that returns a new tensor"
+                f"{type(self.branch).__name__} changed its input by an in-place operation, so the backward could not "
+                "rebuild it; let F and G begin with an operation that returns a new tensor"
             )
         after = _random_state(x.device)
         drew = any(not torch.equal(b, a) for b, a in zip(before, after, strict=True))
