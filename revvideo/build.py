@@ -117,11 +117,12 @@ def choose_device(cfg: CfgNode) -> torch.device:
         ConfigError: the config asks for several machines or GPUs, or for a GPU that is not there; the message says
             which overrides run it here.
     """
-    here = f"NUM_SHARDS 1 NUM_GPUS {int(torch.cuda.is_available())}"
+    here = f"NUM_SHARDS 1 NUM_GPUS {int(torch.cuda.is_available())}" + (" SHARD_ID 0" if cfg.SHARD_ID else "")
     if cfg.NUM_SHARDS > 1:
         raise ConfigError(
             f"NUM_SHARDS is {cfg.NUM_SHARDS}, but this is a plain run on one machine; to run the config here, in one "
-            f"process, add: {here} (the batch stays TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE}, per machine)"
+            f"process, add: {here} (and leave out --num_shards; the batch stays TRAIN.BATCH_SIZE "
+            f"{cfg.TRAIN.BATCH_SIZE}, per machine)"
         )
     if cfg.NUM_GPUS > 1:
         raise ConfigError(

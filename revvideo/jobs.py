@@ -22,6 +22,7 @@ from revvideo.engine.events import EventLog
 from revvideo.engine.metrics import VideoScores
 from revvideo.engine.trainer import Trainer
 from revvideo.errors import InputError
+from revvideo.paths import path_manager
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ def open_run(cfg: CfgNode) -> EventLog:
     folder = Path(cfg.OUTPUT_DIR)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(dump_config(cfg), encoding="utf-8")
+        if cfg.TRAIN.ENABLE or not (folder / "config.yaml").exists():  # evaluating does not change what was trained
+            (folder / "config.yaml").write_text(dump_config(cfg), encoding="utf-8")
         (folder / "environment.json").write_text(json.dumps(_environment(), indent=2) + "\n", encoding="utf-8")
         events = EventLog(folder / "events.jsonl")
     except OSError as error:
@@ -84,9 +86,11 @@ def _environment() -> dict:
 
 def train(cfg: CfgNode, events: EventLog) -> None:
     """Train to the end of the schedule; with TRAIN.AUTO_RESUME, on from the last checkpoint of the run folder."""
-    trainer = build_trainer(cfg, events)
     loader = build.build_train_loader(cfg, batch_plan(cfg))
     validation = build.build_val_loader(cfg) if cfg.TRAIN.EVAL_PERIOD <= cfg.SOLVER.MAX_EPOCH else None
+    if cfg.TEST.ENABLE:
+        check_test(cfg)
+    trainer = build_trainer(cfg, events)
     _start_from(cfg, trainer)
     if trainer.next_epoch >= cfg.SOLVER.MAX_EPOCH:
         logger.info("training is complete (%d epochs)", cfg.SOLVER.MAX_EPOCH)
@@ -140,6 +144,19 @@ def checkpoint_content(path: str) -> dict:
     if "model_state" not in state:
         raise InputError(f"{path}: has no key 'model_state'; expected a checkpoint of PySlowFast or revvideo")
     return state
+
+
+def check_test(cfg: CfgNode) -> None:
+    """Find what is wrong with the evaluation before the training that comes first.
+
+    Raises:
+        InputError: the list, the views or the checkpoint that TEST names cannot be used.
+    """
+    for num_views in build.temporal_views(cfg):
+        build.build_test_loader(cfg, num_views)
+    path = cfg.TEST.CHECKPOINT_FILE_PATH
+    if path and not path_manager.isfile(path):
+        raise InputError(f"TEST.CHECKPOINT_FILE_PATH is {path!r}, but there is no such file")
 
 
 def test(cfg: CfgNode, events: EventLog) -> dict:

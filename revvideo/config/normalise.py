@@ -139,6 +139,12 @@ def normalise_config(cfg: CfgNode) -> list[tuple[int, str]]:
     if cfg.MVIT.REV.ENABLE and cfg.MVIT.CLS_EMBED_ON:
         reason = "reversible models (MVIT.REV.ENABLE) have no class token"
         change("MVIT.CLS_EMBED_ON", False, reason, logging.WARNING)
+    if cfg.MVIT.REV.ENABLE and cfg.REV.BACKPROP == "reversible" and cfg.REV.STAGE_DROPPATH == "output":
+        fragile = (
+            "REV.STAGE_DROPPATH output sets the streams of dropped samples to zero; LayerNorm then magnifies the "
+            "rounding of the rebuilt ones, and gradients can be far off: use branches, or REV.BACKPROP plain"
+        )
+        notes.append((logging.WARNING, fragile))
     if cfg.AUG.ENABLE and (cfg.AUG.AA_TYPE or cfg.AUG.RE_PROB > 0):
         missing = "AUG.ENABLE: clips are repeated (AUG.NUM_SAMPLE), but RandAugment and random erasing do not exist yet"
         notes.append((logging.WARNING, missing))

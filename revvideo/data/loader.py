@@ -24,6 +24,7 @@ class Batch:
         video: uint8 (B * S, T, C, H, W), channels innermost in memory.
         label: int64 (B * S,).
         index: int64 (B * S,), of the videos in the manifest.
+        num_videos: B.
         bad: [(path, reason)] of the videos that were replaced because they do not decode.
         damaged: [(path, reason)] of the videos in the batch that have filled-in frames.
     """
@@ -31,6 +32,7 @@ class Batch:
     video: torch.Tensor
     label: torch.Tensor
     index: torch.Tensor
+    num_videos: int
     bad: list[tuple[str, str]] = field(default_factory=list)
     damaged: list[tuple[str, str]] = field(default_factory=list)
 
@@ -49,6 +51,7 @@ def collate_clips(items: list[dict]) -> Batch:
         video=video.permute(0, 1, 4, 2, 3),  # (B * S, T, C, H, W)
         label=torch.tensor([item["label"] for item in items]).repeat_interleave(clips),
         index=torch.tensor([item["index"] for item in items]).repeat_interleave(clips),
+        num_videos=len(items),
         bad=[entry for item in items for entry in item["bad"]],
         damaged=[entry for item in items for entry in item["damaged"]],
     )

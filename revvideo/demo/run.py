@@ -12,12 +12,13 @@ from revvideo import build, jobs
 from revvideo.benchmark.memory import peak_training_bytes
 from revvideo.config import load_config
 from revvideo.demo import probes
-from revvideo.demo.dataset import DatasetPaths, make_dataset
+from revvideo.demo.dataset import CLASS_NAMES, DatasetPaths, make_dataset
 from revvideo.engine.progress import Progress, duration
 
 logger = logging.getLogger(__name__)
 
 CONFIG = "demo/REV_MVIT_DEMO"
+TRAIN_PER_CLASS, TEST_PER_CLASS = 60, 24
 MIB = 2**20
 
 
@@ -80,9 +81,16 @@ class Report:
 
 
 def run_demo(
-    root: Path, *, seed: int = 0, train_per_class: int = 60, test_per_class: int = 24, overrides: tuple = ()
+    root: Path,
+    *,
+    seed: int = 0,
+    train_per_class: int = TRAIN_PER_CLASS,
+    test_per_class: int = TEST_PER_CLASS,
+    overrides: tuple = (),
 ) -> Report:
     """Run the demo in `root`: the data set in `data_seed{seed}`, the run in `seed{seed}`; both are reused.
+
+    Other numbers of videos than the default ones go into folders of their own.
 
     Args:
         root: folder of all demo runs.
@@ -91,10 +99,13 @@ def run_demo(
         overrides: config keys and values on top of the shipped demo config.
     """
     began = time.perf_counter()
-    num_videos = 8 * (train_per_class + test_per_class)
+    num_videos = len(CLASS_NAMES) * (train_per_class + test_per_class)
+    name = f"seed{seed}"
+    if (train_per_class, test_per_class) != (TRAIN_PER_CLASS, TEST_PER_CLASS):
+        name += f"_{train_per_class}x{test_per_class}"
     with Progress(num_videos, "write the videos", log_period=100, logger=logger) as progress:
         data = make_dataset(
-            root / f"data_seed{seed}",
+            root / f"data_{name}",
             seed=seed,
             train_per_class=train_per_class,
             test_per_class=test_per_class,
@@ -102,7 +113,7 @@ def run_demo(
             progress=lambda done, total: progress.update(done - progress.done),
         )
     data_at = time.perf_counter()
-    own = ["DATA.PATH_TO_DATA_DIR", str(data.root), "OUTPUT_DIR", str(root / f"seed{seed}"), "RNG_SEED", seed]
+    own = ["DATA.PATH_TO_DATA_DIR", str(data.root), "OUTPUT_DIR", str(root / name), "RNG_SEED", seed]
     cfg = load_config(CONFIG, [*own, *overrides])
     with jobs.open_run(cfg) as events:
         jobs.train(cfg, events)

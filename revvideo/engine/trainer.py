@@ -94,6 +94,7 @@ class Trainer:
         self.next_epoch = 0
         self.best_top1 = -1.0
         self.videos_asked = self.videos_bad = 0
+        self._warned: set[str] = set()  # paths of bad videos that the log has named
 
     def fit(self, loader: Iterable, *, validate: Callable[[], dict] | None = None) -> None:
         """Train from `next_epoch` to the end.
@@ -170,13 +171,18 @@ class Trainer:
                 asked_at = time.perf_counter()
 
     def _count_bad(self, batch, epoch: int) -> None:
-        """Take note of videos that could not be read and were replaced; stop when they are too many."""
-        self.videos_asked += len(batch.index) + len(batch.bad)
-        for path, reason in batch.bad:
-            self.videos_bad += 1
-            self.events.write("bad_video", epoch=epoch, path=path, reason=reason)
-            if self.videos_bad <= BAD_VIDEOS_NAMED:
-                logger.warning("unreadable video, another one taken: %s: %s", path, reason)
+        """Take note of videos that are damaged, or unreadable and replaced; stop when too many are unreadable."""
+        self.videos_asked += batch.num_videos + len(batch.bad)
+        self.videos_bad += len(batch.bad)
+        for kind, what, videos in (
+            ("bad_video", "unreadable video, another one taken", batch.bad),
+            ("damaged_video", "damaged video, its good frames are used", batch.damaged),
+        ):
+            for path, reason in videos:
+                self.events.write(kind, epoch=epoch, path=path, reason=reason)
+                if path not in self._warned and len(self._warned) < BAD_VIDEOS_NAMED:
+                    self._warned.add(path)
+                    logger.warning("%s: %s: %s", what, path, reason)
         share = self.videos_bad / self.videos_asked
         if self.videos_asked >= self.settings.min_videos_judged and share > self.settings.max_bad_fraction:
             raise CheckFailed(
@@ -222,7 +228,9 @@ class Trainer:
     def load(self, state: dict, *, source: str, with_progress: bool = True) -> None:
         """Take the weights of a checkpoint and, unless `with_progress` is off, its optimizer, scaler and epoch."""
         load_model_state(self.model, state["model_state"], source=source)
-        if with_progress and "epoch" in state:
+        if with_progress and "optimizer_state" not in state:
+            logger.warning("%s holds no optimizer state: only its weights are taken", source)
+        elif with_progress:
             load_optimizer_state(self.optimizer, state["optimizer_state"], source=source)
             if self.scaler.is_enabled() and "scaler_state" in state:
                 self.scaler.load_state_dict(state["scaler_state"])

@@ -53,7 +53,8 @@ class StageTransition(nn.Module):
         spec: the block; it pools the queries.
         dropout: in F.
         drop_path_mode: ``"branches"`` drops F and G of a sample; ``"output"`` drops the finished output, skip included,
-            as PySlowFast does: the sample is zero from here on.
+            as PySlowFast does: the sample is zero from here on, and LayerNorm magnifies the rounding of its rebuilt
+            streams by up to ``1 / sqrt(eps) = 1000``, so its gradients are not those of plain backprop.
 
     Raises:
         ValueError: ``spec`` does not pool, or an unknown ``drop_path_mode``.
