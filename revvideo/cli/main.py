@@ -6,6 +6,7 @@ inside `run` only, so that `--help` of any command answers at once.
 
 import argparse
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -47,6 +48,8 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
     command.add_arguments(parser)
     args = parser.parse_args(argv)
     _set_up_logging()
+    # Read when torch is loaded. OpenMP's idle threads spin by default and keep the cores from the loader's workers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return command.run(args)
     except InputError as error:
