@@ -1,6 +1,5 @@
 """The config: PySlowFast's names, defaults and files; nothing dropped silently; one readable error for wrong input."""
 
-import contextlib
 import copy
 import json
 import logging
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from config_checks import refused
 
 from revvideo.config import (
     IGNORED_KEYS,
@@ -39,16 +39,6 @@ def write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
-
-
-@contextlib.contextmanager
-def refused(*parts: str):
-    """Expect one ConfigError whose message holds every part, in one line."""
-    with pytest.raises(ConfigError) as info:
-        yield
-    missing = [part for part in parts if part not in str(info.value)]
-    assert not missing, f"{missing} not in: {info.value}"
-    assert "\n" not in str(info.value)
 
 
 def set_in(tree: dict, name: str, value: object) -> None:

@@ -1,13 +1,12 @@
 """The config in use: overrides, the command line, the checks at load, the batch arithmetic."""
 
 import argparse
-import contextlib
 
 import pytest
+from config_checks import refused
 
 from revvideo.config import (
     KEYS,
-    ConfigError,
     add_config_arguments,
     batch_plan,
     config_from_arguments,
@@ -17,16 +16,6 @@ from revvideo.config import (
 
 REV = "Kinetics/REV_MVIT_B_16x4_CONV"
 PLAIN = "Kinetics/MVIT_B_16x4_CONV"
-
-
-@contextlib.contextmanager
-def refused(*parts: str):
-    """Expect one ConfigError whose message holds every part, in one line."""
-    with pytest.raises(ConfigError) as info:
-        yield
-    missing = [part for part in parts if part not in str(info.value)]
-    assert not missing, f"{missing} not in: {info.value}"
-    assert "\n" not in str(info.value)
 
 
 # --- precedence, overrides, command line ------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ Every loss is a module `(outputs, targets) -> scalar`, the mean over the batch, 
 autocast does around it. Targets are class numbers `(B,)` or class weights `(B, K)`.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from revvideo.errors import InputError
 
 
-class Loss(nn.Module):
+class Loss(nn.Module, ABC):
     """Base of the losses.
 
     Attributes:
@@ -36,9 +38,9 @@ class Loss(nn.Module):
                 outputs = outputs.float()
             return self.loss(outputs, targets if is_class_numbers(targets) else targets.to(outputs.dtype))
 
+    @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """As `forward`, with both arguments in full precision."""
-        raise NotImplementedError
 
 
 class CrossEntropy(Loss):
