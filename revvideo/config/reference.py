@@ -20,6 +20,7 @@ in sections of their own. Precedence: launcher > command line > YAML (a later `-
 
 ```python
 import revvideo
+
 cfg = revvideo.load_config("Kinetics/REV_MVIT_B_16x4_CONV", ["TRAIN.BATCH_SIZE", 8])  # a path or a shipped name
 ```
 
