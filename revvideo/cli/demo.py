@@ -1,6 +1,7 @@
 """`revvideo demo`: watch a reversible MViT learn from video files that it writes itself."""
 
 import argparse
+import sys
 from pathlib import Path
 
 DESCRIPTION = "Write a small video data set, train a reversible MViT on it and evaluate it (minutes on two cores)."
@@ -26,7 +27,8 @@ def run(args: argparse.Namespace) -> int:
         test_per_class=args.test_per_class,
         overrides=tuple(args.overrides),
     )
-    print(report)
+    called_as = sys.argv[0] if Path(sys.argv[0]).name == "revvideo" else "revvideo"
+    print(report.text(called_as))
     missed = [figure.name for figure in report.figures if not figure.holds]
     if args.strict and missed:
         raise CheckFailed(f"not as expected: {'; '.join(missed)}")

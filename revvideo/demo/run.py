@@ -59,9 +59,10 @@ class Report:
     cfg: CfgNode
     data: DatasetPaths
 
-    def __str__(self) -> str:
+    def text(self, program: str = "revvideo") -> str:
+        """The table; `program` is how the commands in it call revvideo."""
         batch, folder = self.cfg.TRAIN.BATCH_SIZE, self.cfg.OUTPUT_DIR
-        again = f"revvideo run_net --cfg {folder}/config.yaml"
+        again = f"{program} run_net --cfg {folder}/config.yaml"
         total = self.data_seconds + self.train_seconds + self.test_seconds
         return "\n".join(
             [
