@@ -51,3 +51,20 @@ def write_video():
         return path
 
     return write
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A tiny data set in Kinetics format (tests/tiny.py). Read only."""
+    import tiny
+
+    return tiny.write_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """Folder and outcome of a run of two epochs with validation and a test on `data`. Read only."""
+    import tiny
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return folder, tiny.done(tiny.run_net(data, folder, tiny.RANDOM, {"SOLVER.MAX_EPOCH": 2, "LOG_PERIOD": 1}))

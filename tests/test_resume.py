@@ -10,20 +10,6 @@ import torch
 
 from revvideo.engine.events import last_per_step, read_events
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny.write_dataset(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def finished(data, tmp_path_factory) -> tuple[Path, tiny.Outcome]:
-    """A run of two epochs with validation and a test. Read only."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    outcome = tiny.done(tiny.run_net(data, folder, tiny.RANDOM, {"SOLVER.MAX_EPOCH": 2, "LOG_PERIOD": 1}))
-    return folder, outcome
-
-
 # Resuming, and starting from a checkpoint
 
 # A schedule that does not ask how many epochs there are, so that a run of two epochs can become one of four.

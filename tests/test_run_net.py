@@ -34,19 +34,6 @@ RESULT_TYPES = {
 }
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny.write_dataset(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def finished(data, tmp_path_factory) -> tuple[Path, tiny.Outcome]:
-    """A run of two epochs with validation and a test. Read only."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    outcome = tiny.done(tiny.run_net(data, folder, tiny.RANDOM, {"SOLVER.MAX_EPOCH": 2, "LOG_PERIOD": 1}))
-    return folder, outcome
-
-
 def tiny_config(data: Path, folder: Path, *layers: dict):
     own = {"DATA.PATH_TO_DATA_DIR": data, "OUTPUT_DIR": folder}
     return load_config("demo/REV_MVIT_DEMO", tiny.overrides(own, *layers))

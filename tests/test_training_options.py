@@ -14,11 +14,6 @@ from revvideo.config import load_config
 from revvideo.engine.events import EventLog
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny.write_dataset(tmp_path_factory.mktemp("data"))
-
-
 def train(data: Path, folder: Path, *layers: dict) -> list[float]:
     tiny.done(tiny.run_net(data, folder, tiny.TRAIN_ONLY, *layers))
     values = tiny.losses(folder)

@@ -117,9 +117,30 @@ class ClipLoader:
 
     It takes nothing from torch's global random generator. Worker processes run torch with one thread each (torch's own
     rule).
+
+    Args:
+        dataset: `TrainClips` or `EvalClips`.
+        sampler: the keys of its items.
+        batch_size: items a batch; None gives single items.
+        collate: a list of items to a batch; None leaves items as they are.
+        num_workers: processes that decode; 0 decodes in this one (DATA_LOADER.NUM_WORKERS).
+        pin_memory: for fast copies to a GPU (DATA_LOADER.PIN_MEMORY).
+        prefetch_factor: batches that each worker prepares ahead; None is torch's default.
+        multiprocessing_context: fork, spawn or forkserver; None is the platform's default.
     """
 
-    def __init__(self, dataset: Dataset, sampler, *, batch_size: int | None, collate, num_workers: int, **options):
+    def __init__(
+        self,
+        dataset: Dataset,
+        sampler,
+        *,
+        batch_size: int | None,
+        collate,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        prefetch_factor: int | None = None,
+        multiprocessing_context: str | None = None,
+    ):
         self.dataset = dataset
         self.sampler = sampler
         self._loader = DataLoader(
@@ -130,7 +151,9 @@ class ClipLoader:
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             generator=torch.Generator(),
-            **options,
+            pin_memory=pin_memory,
+            prefetch_factor=prefetch_factor if num_workers else None,
+            multiprocessing_context=multiprocessing_context if num_workers else None,
         )
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
@@ -181,12 +204,9 @@ def train_loader(
     batch_size: int,
     seed: int,
     shuffle: bool = True,
-    num_workers: int = 0,
-    pin_memory: bool = False,
     rank: int = 0,
     world_size: int = 1,
-    prefetch_factor: int | None = None,
-    multiprocessing_context: str | None = None,
+    **workers,
 ) -> ClipLoader:
     """Batches of training clips; call `set_epoch` before each epoch.
 
@@ -195,11 +215,8 @@ def train_loader(
         batch_size: videos a step and process; a batch has batch_size * num_clips_per_video clips.
         seed: of the order of the samples.
         shuffle: see `EpochSampler`.
-        num_workers: processes that decode; 0 decodes in this one (DATA_LOADER.NUM_WORKERS).
-        pin_memory: for fast copies to a GPU (DATA_LOADER.PIN_MEMORY).
         rank, world_size: this process, and how many there are.
-        prefetch_factor: batches that each worker prepares ahead; None is torch's default.
-        multiprocessing_context: fork, spawn or forkserver; None is the platform's default.
+        **workers: num_workers, pin_memory, prefetch_factor, multiprocessing_context of `ClipLoader`.
 
     Returns:
         A `ClipLoader` that yields `Batch`.
@@ -212,22 +229,16 @@ def train_loader(
         sampler,
         batch_size=batch_size,
         collate=collate_clips,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        prefetch_factor=prefetch_factor if num_workers else None,
-        multiprocessing_context=multiprocessing_context if num_workers else None,
+        **workers,
     )
 
 
 def eval_loader(
     dataset: EvalClips,
     *,
-    num_workers: int = 0,
-    pin_memory: bool = False,
     rank: int = 0,
     world_size: int = 1,
-    prefetch_factor: int | None = None,
-    multiprocessing_context: str | None = None,
+    **workers,
 ) -> ClipLoader:
     """One item of `EvalClips` a video, every video exactly once over all processes: no padding, no drop.
 
@@ -238,8 +249,5 @@ def eval_loader(
         range(rank, len(dataset), world_size),
         batch_size=None,
         collate=None,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        prefetch_factor=prefetch_factor if num_workers else None,
-        multiprocessing_context=multiprocessing_context if num_workers else None,
+        **workers,
     )
