@@ -2,18 +2,20 @@
 
 import torch
 
-from revvideo.models.mvit import BlockSpec, MViT, PatchSpec, plan_blocks
+from revvideo.models.block_plan import BlockSpec, plan_blocks
+from revvideo.models.input_spec import InputSpec
+from revvideo.models.mvit import MViT
 from revvideo.models.rev_mvit import RevMViT
+from revvideo.models.video_transformer import PatchSpec
 
 TRANSITIONS = [1, 3]
 CLIP_SHAPE = (3, 8, 32, 32)
 NUM_CLASSES = 5
 _COMMON = {
     "num_classes": NUM_CLASSES,
-    "input_size": CLIP_SHAPE[1:],
-    "in_channels": CLIP_SHAPE[0],
+    "input_spec": InputSpec(frames=8, size=(32, 32)),
     "patch": PatchSpec(),
-    "separable_positions": True,
+    "positions": "separable",
 }
 
 

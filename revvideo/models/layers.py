@@ -61,60 +61,28 @@ class DropPath(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Overlapping 3D patches to tokens: ``(B, C, T, H, W) -> (B, N, D)``, N running over T, then H, then W."""
+    """Patches to tokens: ``(B, C, T, H, W) -> (B, N, D)``, N running over T, then H, then W.
+
+    Args:
+        in_channels: C.
+        dim: D.
+        kernel, stride, padding: over (T, H, W); or over (H, W), for images (T = 1).
+    """
 
     def __init__(self, in_channels: int, dim: int, *, kernel: tuple, stride: tuple, padding: tuple):
         super().__init__()
-        self.proj = nn.Conv3d(in_channels, dim, kernel, stride, padding)
+        convolution = nn.Conv2d if len(kernel) == 2 else nn.Conv3d
+        self.proj = convolution(in_channels, dim, tuple(kernel), tuple(stride), tuple(padding))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.proj(x)  # (B, D, T', H', W')
+        x = self.proj(x.squeeze(2) if isinstance(self.proj, nn.Conv2d) else x)  # (B, D, [T',] H', W')
         return x.flatten(2).transpose(1, 2)  # (B, N, D)
 
     def grid(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
         """Token grid (T', H', W') of a clip of ``size`` (frames, height, width)."""
-        conv = self.proj
-        return tuple(
-            (n + 2 * p - k) // s + 1
-            for n, k, s, p in zip(size, conv.kernel_size, conv.stride, conv.padding, strict=True)
-        )
-
-
-class PositionEmbedding(nn.Module):
-    """Mixed into a model, whose own parameters the tables are: their names carry no prefix in official checkpoints.
-
-    Separable: a spatial table ``pos_embed_spatial`` (1, H'W', D) repeated over time plus a temporal table
-    ``pos_embed_temporal`` (1, T', D) repeated over space, and ``pos_embed_class`` for the class token. Otherwise one
-    table ``pos_embed`` over all tokens.
-    """
-
-    def add_position_tables(self, grid: tuple[int, int, int], dim: int, *, class_token: bool, separable: bool) -> None:
-        frames, height, width = grid
-        self.separable_positions = separable
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
-        if separable:
-            self.pos_embed_spatial = nn.Parameter(torch.zeros(1, height * width, dim))
-            self.pos_embed_temporal = nn.Parameter(torch.zeros(1, frames, dim))
-            self.pos_embed_class = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
-        else:
-            self.pos_embed = nn.Parameter(torch.zeros(1, frames * height * width + class_token, dim))
-
-    def position_tables(self) -> list[nn.Parameter]:
-        """The class token and the tables that exist."""
-        names = ("cls_token", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class", "pos_embed")
-        return [table for name in names if (table := getattr(self, name, None)) is not None]
-
-    def add_positions(self, x: Tensor) -> Tensor:
-        """Prepend the class token, if there is one, and add the positions: ``(B, N, D) -> (B, [1 +] N, D)``."""
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
-        if not self.separable_positions:
-            return x + self.pos_embed
-        frames, area = self.pos_embed_temporal.shape[1], self.pos_embed_spatial.shape[1]
-        table = self.pos_embed_spatial.repeat(1, frames, 1) + self.pos_embed_temporal.repeat_interleave(area, dim=1)
-        if self.cls_token is not None:
-            table = torch.cat([self.pos_embed_class, table], dim=1)
-        return x + table
+        conv, axes = self.proj, len(self.proj.kernel_size)
+        sizes = zip(size[-axes:], conv.kernel_size, conv.stride, conv.padding, strict=True)
+        return (1,) * (3 - axes) + tuple((n + 2 * p - k) // s + 1 for n, k, s, p in sizes)
 
 
 class ClassificationHead(nn.Module):

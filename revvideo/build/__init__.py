@@ -1,0 +1,29 @@
+"""The only place where a config becomes objects. Below it every constructor takes plain arguments."""
+
+from revvideo.build.data import (
+    build_eval_input,
+    build_manifest,
+    build_test_loader,
+    build_train_input,
+    build_train_loader,
+    build_val_loader,
+    temporal_views,
+)
+from revvideo.build.model import build_model
+from revvideo.build.solver import build_loss, build_optimizer, choose_device, eval_amp_dtype, train_settings
+
+__all__ = [
+    "build_eval_input",
+    "build_loss",
+    "build_manifest",
+    "build_model",
+    "build_optimizer",
+    "build_test_loader",
+    "build_train_input",
+    "build_train_loader",
+    "build_val_loader",
+    "choose_device",
+    "eval_amp_dtype",
+    "temporal_views",
+    "train_settings",
+]

@@ -1,0 +1,108 @@
+"""The network of a config."""
+
+import logging
+
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from revvideo.build.baseline import build_baseline
+from revvideo.config import ConfigError
+from revvideo.models.assemble import assemble
+from revvideo.models.input_spec import InputSpec
+from revvideo.models.mvit import MViT
+from revvideo.models.rev_mvit import RevMViT
+from revvideo.models.video_transformer import PatchSpec
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(cfg: CfgNode) -> nn.Module:
+    """The network of a config, on the CPU: float clips `(B, C, T, H, W)` to logits `(B, MODEL.NUM_CLASSES)`.
+
+    Raises:
+        ConfigError: numbers that make no network.
+    """
+    if cfg.MODEL.ACT_CHECKPOINT and cfg.MODEL.MODEL_NAME == "MViT" and cfg.MVIT.REV.ENABLE:
+        logger.info("MODEL.ACT_CHECKPOINT has no effect: a reversible model recomputes its activations anyway")
+    try:
+        if cfg.MODEL.MODEL_NAME != "MViT":
+            return build_baseline(cfg)
+        return assemble(RevMViT if cfg.MVIT.REV.ENABLE else MViT, _options(cfg), {})
+    except ValueError as error:
+        raise ConfigError(f"the model cannot be built: {error}") from error
+
+
+def input_spec(cfg: CfgNode) -> InputSpec:
+    """Frames, stride, size and normalisation of DATA; one frame for an image model (MVIT.PATCH_2D)."""
+    data = cfg.DATA
+    image = cfg.MODEL.MODEL_NAME == "MViT" and cfg.MVIT.PATCH_2D
+    return InputSpec(
+        frames=1 if image else data.NUM_FRAMES,
+        stride=1 if image else data.SAMPLING_RATE,
+        size=(data.TRAIN_CROP_SIZE, data.TRAIN_CROP_SIZE),
+        mean=tuple(data.MEAN),
+        std=tuple(data.STD),
+        image=image,
+    )
+
+
+def _options(cfg: CfgNode) -> dict:
+    """MVIT, MODEL, REV and INIT as options of `assemble`."""
+    mvit, rev = cfg.MVIT, cfg.MVIT.REV
+    options = {
+        "input_spec": input_spec(cfg),
+        "num_classes": cfg.MODEL.NUM_CLASSES,
+        "head_dropout": cfg.MODEL.DROPOUT_RATE,
+        "head_init_scale": mvit.HEAD_INIT_SCALE,
+        "detach_head": cfg.MODEL.DETACH_FINAL_FC,
+        "mean_pooling": mvit.USE_MEAN_POOLING,
+        "init_scheme": cfg.INIT.SCHEME,
+        "patch": PatchSpec(tuple(mvit.PATCH_KERNEL), tuple(mvit.PATCH_STRIDE), tuple(mvit.PATCH_PADDING)),
+        "positions": _positions(cfg),
+        "norm_stem": mvit.NORM_STEM,
+        "dropout": mvit.DROPOUT_RATE,
+        "depth": mvit.DEPTH,
+        "embed_dim": mvit.EMBED_DIM,
+        "num_heads": mvit.NUM_HEADS,
+        "dim_mul": mvit.DIM_MUL,
+        "head_mul": mvit.HEAD_MUL,
+        "pool_q_stride": mvit.POOL_Q_STRIDE,
+        "pool_kv_stride": mvit.POOL_KV_STRIDE,
+        "pool_kv_stride_adaptive": mvit.POOL_KV_STRIDE_ADAPTIVE,
+        "pool_kvq_kernel": mvit.POOL_KVQ_KERNEL,
+        "mlp_ratio": mvit.MLP_RATIO,
+        "qkv_bias": mvit.QKV_BIAS,
+        "drop_path": mvit.DROPPATH_RATE,
+        "widen_in_attention": mvit.DIM_MUL_IN_ATT or rev.ENABLE,
+        "pool_mode": mvit.MODE,
+        "pool_first": mvit.POOL_FIRST,
+        "separate_qkv": mvit.SEPARATE_QKV,
+        "residual_pooling": mvit.RESIDUAL_POOLING,
+        "relative_space": mvit.REL_POS_SPATIAL,
+        "relative_time": mvit.REL_POS_TEMPORAL,
+        "relative_zero_init": mvit.REL_POS_ZERO_INIT,
+    }
+    if rev.ENABLE:
+        return options | {
+            "transitions": rev.BUFFER_LAYERS,
+            "respath_fuse": rev.RESPATH_FUSE,
+            "pre_q_fusion": rev.PRE_Q_FUSION,
+            "res_path": rev.RES_PATH,
+            "backprop": cfg.REV.BACKPROP,
+            "stage_drop_path": cfg.REV.STAGE_DROPPATH,
+            "shared_mask": cfg.REV.SHARED_FG_MASK,
+        }
+    return options | {
+        "class_token": mvit.CLS_EMBED_ON,
+        "layer_scale": mvit.LAYER_SCALE_INIT_VALUE,
+        "checkpoint_blocks": cfg.MODEL.ACT_CHECKPOINT,
+    }
+
+
+def _positions(cfg: CfgNode) -> str:
+    mvit = cfg.MVIT
+    if mvit.USE_FIXED_SINCOS_POS:
+        return "sincos_twice" if mvit.USE_ABS_POS else "sincos"
+    if not mvit.USE_ABS_POS:
+        return "none"
+    return "separable" if mvit.SEP_POS_EMBED else "joint"

@@ -1,0 +1,70 @@
+"""From one flat set of options, as overrides of `create_model` and keys of a config give them, to a network."""
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from revvideo.models.block_plan import plan_blocks
+from revvideo.models.pooling_attention import AttentionOptions
+from revvideo.models.video_transformer import VideoTransformer
+
+Network = TypeVar("Network", bound=VideoTransformer)
+
+_PLAN = set(inspect.signature(plan_blocks).parameters)
+_ATTENTION = {field.name for field in dataclasses.fields(AttentionOptions)}
+_INPUT = {"input_size", "in_channels"}
+
+
+def assemble(network: type[Network], defaults: Mapping[str, Any], overrides: Mapping[str, Any]) -> Network:
+    """Build ``network`` from ``defaults`` and the ``overrides`` of a caller.
+
+    The options are the arguments of `plan_blocks`, of `AttentionOptions` and of the network, and for the input
+    ``input_spec``, or ``input_size`` (frames, height, width) and ``in_channels`` to change a part of it.
+
+    Raises:
+        ValueError: an unknown option (with the nearest known one), or options that make no network.
+    """
+    options = {**defaults, **overrides}
+    known = _PLAN | _ATTENTION | _INPUT | _arguments(network)
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"{network.__name__} has no option {name!r}; did you mean {near!r}?")
+    spec = options.pop("input_spec")
+    if "input_size" in options:
+        frames, height, width = options.pop("input_size")
+        spec = dataclasses.replace(spec, frames=frames, size=(height, width))
+    if "in_channels" in options:
+        channels = range(options.pop("in_channels"))
+        mean, std = (tuple(values[i % len(values)] for i in channels) for values in (spec.mean, spec.std))
+        spec = dataclasses.replace(spec, mean=mean, std=std)
+    plan = {name: options[name] for name in _PLAN & options.keys()}
+    attention = AttentionOptions(**{name: options.pop(name) for name in _ATTENTION & options.keys()})
+    rest = {name: value for name, value in options.items() if name not in plan or name in _arguments(network)}
+    return network(blocks=plan_blocks(**plan), attention=attention, input_spec=spec, **rest)
+
+
+def _arguments(network: type) -> set[str]:
+    """Names of the keyword arguments of a network, those of its base included."""
+    names = set()
+    for cls in network.__mro__:
+        if issubclass(cls, VideoTransformer):
+            names |= set(inspect.signature(cls.__init__).parameters)
+    return names - {"self", "stem", "blocks", "attention"}
+
+
+def three_transitions(depth: int, first: int, second: int, third: int) -> dict[str, Any]:
+    """Four stages: the width and the heads double, the resolution halves at three blocks."""
+    at = (first, second, third)
+    if not first < second < third < depth:
+        raise ValueError(f"depth is {depth}; this network needs at least {depth + second + 1 - third} blocks")
+    factors = [[block, 2.0] for block in at]
+    return {"depth": depth, "dim_mul": factors, "head_mul": factors, "pool_q_stride": [[b, 1, 2, 2] for b in at]}
+
+
+def every_block(layout: dict[str, Any], depth: int) -> dict[str, Any]:
+    """The same layout with a pooling convolution for the queries in every block, of stride 1 where none is listed."""
+    strides = {entry[0]: entry for entry in layout["pool_q_stride"]}
+    return layout | {"pool_q_stride": [strides.get(block, [block, 1, 1, 1]) for block in range(depth)]}
