@@ -6,12 +6,13 @@ import copy
 
 from fvcore.common.config import CfgNode
 
+from revvideo.config.defaults_baselines import BASELINE_KEYS
 from revvideo.config.defaults_data import DATA_KEYS
 from revvideo.config.defaults_model import MODEL_KEYS
 from revvideo.config.defaults_run import RUN_KEYS
 from revvideo.config.key import Key
 
-KEYS: dict[str, Key] = {key.name: key for key in [*RUN_KEYS, *MODEL_KEYS, *DATA_KEYS]}
+KEYS: dict[str, Key] = {key.name: key for key in [*RUN_KEYS, *MODEL_KEYS, *BASELINE_KEYS, *DATA_KEYS]}
 
 # Sections in the tree, "MVIT.REV" included: a name here takes a mapping, a name in KEYS a value.
 SECTIONS: frozenset[str] = frozenset(
