@@ -2,15 +2,16 @@
 
 from revvideo.config.key import Key, section
 
-_NO_BATCH_NORM = "these models have no batch norm"
+_PLAIN_BATCH_NORM = "batch norm is computed in each process, from each batch"
 _OTHER_MODELS = "belongs to model families that revvideo does not have"
 
 # fmt: off
 MODEL_KEYS: list[Key] = [
     *section(
         "MODEL",
-        ("MODEL_NAME", "SlowFast", "Model family.", {"choices": ("MViT",)}),
-        ("ARCH", "slowfast", "Input layout of PySlowFast's builder.", {"ignored": "MODEL.MODEL_NAME decides"}),
+        ("MODEL_NAME", "SlowFast", "Model family; PTV...: pytorchvideo's networks.",
+         {"choices": ("MViT", "PTVResNet", "PTVCSN", "PTVR2plus1D", "PTVX3D", "PTVMViT")}),
+        ("ARCH", "slowfast", "Which network PTVResNet is: c2d, i3d or slow; other families do not read it."),
         ("SINGLE_PATHWAY_ARCH", ["2d", "c2d", "i3d", "slow", "x3d", "mvit", "maskmvit"],
          "Architectures of PySlowFast with one input.", {"ignored": "MODEL.MODEL_NAME decides"}),
         ("MULTI_PATHWAY_ARCH", ["slowfast"], "Architectures of PySlowFast with two inputs.",
@@ -22,11 +23,11 @@ MODEL_KEYS: list[Key] = [
         ("HEAD_ACT", "softmax", "Activation that turns logits into scores in evaluation.",
          {"choices": ("softmax", "sigmoid", "none")}),
         ("ACT_CHECKPOINT", False, "Activation checkpointing of the blocks of plain models."),
-        ("DETACH_FINAL_FC", False, "Train the classifier only.", {"ignored": "not supported yet"}),
+        ("DETACH_FINAL_FC", False, "Train the classifier only: the head reads detached features."),
         ("DROPCONNECT_RATE", 0.0, "Drop-connect rate.", {"ignored": _OTHER_MODELS}),
         ("FC_INIT_STD", 0.01, "Initial standard deviation of convolutional networks' classifiers.",
-         {"ignored": _OTHER_MODELS}),
-        ("FROZEN_BN", False, "Freeze batch norm.", {"ignored": _NO_BATCH_NORM}),
+         {"ignored": "pytorchvideo's networks start with 0.01"}),
+        ("FROZEN_BN", False, "Freeze batch norm; must be off."),
         ("FP16_ALLREDUCE", False, "Reduce gradients in float16.", {"ignored": "gradients are reduced in float32"}),
     ),
     *section(
@@ -35,17 +36,17 @@ MODEL_KEYS: list[Key] = [
          {"choices": ("conv", "conv_unshared", "avg", "max")}),
         ("POOL_FIRST", False, "Pool before the q, k, v projections instead of after."),
         ("CLS_EMBED_ON", True, "Class token. Switched off, with a note, when MVIT.REV.ENABLE."),
-        ("PATCH_KERNEL", [3, 7, 7], "Kernel of the patch embedding: T, H, W."),
-        ("PATCH_STRIDE", [2, 4, 4], "Stride of the patch embedding: T, H, W."),
-        ("PATCH_PADDING", [2, 4, 4], "Padding of the patch embedding: T, H, W."),
-        ("PATCH_2D", False, "Image model: 2D patch embedding."),
+        ("PATCH_KERNEL", [3, 7, 7], "Kernel of the patch embedding: T, H, W; with PATCH_2D H, W."),
+        ("PATCH_STRIDE", [2, 4, 4], "Stride of the patch embedding: T, H, W; with PATCH_2D H, W."),
+        ("PATCH_PADDING", [2, 4, 4], "Padding of the patch embedding: T, H, W; with PATCH_2D H, W."),
+        ("PATCH_2D", False, "Image model: 2D patch embedding, of H and W; DATA.NUM_FRAMES is not read."),
         ("EMBED_DIM", 96, "Width D of the first stage.", {"limits": ">= 1"}),
         ("NUM_HEADS", 1, "Attention heads of the first stage.", {"limits": ">= 1"}),
         ("MLP_RATIO", 4.0, "Hidden width of the MLP over D.", {"limits": "> 0"}),
         ("QKV_BIAS", True, "Bias in the q, k, v projections."),
         ("DROPPATH_RATE", 0.1, "Drop-path rate of the last block; it grows linearly from 0.",
          {"limits": "0 to below 1"}),
-        ("LAYER_SCALE_INIT_VALUE", 0.0, "Initial layer scale; 0: none."),
+        ("LAYER_SCALE_INIT_VALUE", 0.0, "Initial layer scale of plain blocks; 0: none.", {"limits": ">= 0"}),
         ("DEPTH", 16, "Blocks.", {"limits": ">= 1"}),
         ("NORM", "layernorm", "Normalisation.", {"choices": ("layernorm",)}),
         ("DIM_MUL", [], "[block, factor] pairs: where the width grows.", {"kind": "list[list]"}),
@@ -66,17 +67,19 @@ MODEL_KEYS: list[Key] = [
         ("RESIDUAL_POOLING", False, "Add the pooled query to the attention output."),
         ("DIM_MUL_IN_ATT", False, "Widen inside the attention instead of in the MLP before."),
         ("SEPARATE_QKV", False, "Three projections instead of a fused one."),
-        ("HEAD_INIT_SCALE", 1.0, "Factor on the classifier's initial weight and bias."),
+        ("HEAD_INIT_SCALE", 1.0, "Factor on the classifier's initial weight and bias.", {"limits": ">= 0"}),
         ("USE_MEAN_POOLING", False, "Classify the mean of the tokens instead of the class token."),
-        ("USE_FIXED_SINCOS_POS", False, "Fixed sine-cosine positions."),
+        ("USE_FIXED_SINCOS_POS", False, "Fixed sine-cosine positions, in one table: not with SEP_POS_EMBED."),
     ),
     *section(
         "MVIT.REV",
         ("ENABLE", False, "Reversible blocks."),
-        ("RESPATH_FUSE", "concat", "How the two streams are fused before the classifier."),
+        ("RESPATH_FUSE", "concat", "How the two streams are fused before the classifier: `add`, `max`, `min`, `avg`, "
+         "`concat`, or `[ln+]concat_linear[_MULT[_DROP]]`, which adds an MLP of the concatenated streams, MULT (1) "
+         "times as wide inside, with dropout DROP (0) and, with `ln+`, a LayerNorm in front."),
         ("BUFFER_LAYERS", [], "Blocks that are stage transitions (not reversible).", {"kind": "list[int]"}),
         ("RES_PATH", "conv", "Skip path of a stage transition.", {"choices": ("conv", "max")}),
-        ("PRE_Q_FUSION", "avg", "How the two streams are fused before a stage transition."),
+        ("PRE_Q_FUSION", "avg", "How the two streams are fused before a stage transition; as RESPATH_FUSE."),
     ),
     *section(
         "REV",
@@ -95,14 +98,13 @@ MODEL_KEYS: list[Key] = [
     ),
     *section(
         "BN",
-        ("USE_PRECISE_STATS", False, "Precise batch-norm statistics."),
-        ("NUM_BATCHES_PRECISE", 200, "Batches for precise statistics."),
-        ("WEIGHT_DECAY", 0.0, "Weight decay of batch norm."),
+        ("USE_PRECISE_STATS", False, "Precise batch-norm statistics.", {"ignored": _PLAIN_BATCH_NORM}),
+        ("NUM_BATCHES_PRECISE", 200, "Batches for precise statistics.", {"ignored": _PLAIN_BATCH_NORM}),
+        ("WEIGHT_DECAY", 0.0, "Weight decay of batch norm.", {"limits": ">= 0"}),
         ("NORM_TYPE", "batchnorm", "Kind of batch norm."),
-        ("NUM_SPLITS", 1, "Splits of sub-batch norm."),
-        ("NUM_SYNC_DEVICES", 1, "Devices of synchronised batch norm."),
-        ("GLOBAL_SYNC", False, "Synchronise batch norm over all processes."),
-        ignored=_NO_BATCH_NORM,
+        ("NUM_SPLITS", 1, "Splits of sub-batch norm.", {"ignored": _PLAIN_BATCH_NORM}),
+        ("NUM_SYNC_DEVICES", 1, "Devices of synchronised batch norm.", {"ignored": _PLAIN_BATCH_NORM}),
+        ("GLOBAL_SYNC", False, "Synchronise batch norm over all processes.", {"ignored": _PLAIN_BATCH_NORM}),
     ),
     *section(
         "CONTRASTIVE",

@@ -30,11 +30,13 @@ RUN_KEYS: list[Key] = [
         ("AUTO_RESUME", True, "Go on from the newest checkpoint of the run folder."),
         ("CHECKPOINT_FILE_PATH", "", "Checkpoint whose weights training starts from."),
         ("CHECKPOINT_TYPE", "pytorch", "Format of CHECKPOINT_FILE_PATH.", {"choices": ("pytorch",)}),
-        ("CHECKPOINT_INFLATE", False, "Inflate an image checkpoint.", {"ignored": _NOT_YET}),
-        ("CHECKPOINT_IN_INIT", False, "CHECKPOINT_FILE_PATH is an image checkpoint.", {"ignored": _NOT_YET}),
-        ("CHECKPOINT_EPOCH_RESET", False, "Take only the weights of CHECKPOINT_FILE_PATH and start at epoch 0."),
-        ("CHECKPOINT_CLEAR_NAME_PATTERN", (), "Name parts to remove from a checkpoint's keys.",
-         {"kind": "tuple[str]", "ignored": _NOT_YET}),
+        ("CHECKPOINT_INFLATE", False, "CHECKPOINT_FILE_PATH is of images: its kernels are repeated over time and "
+         "divided by the repeats."),
+        ("CHECKPOINT_IN_INIT", False, "As CHECKPOINT_INFLATE, but the repeated kernels are not divided."),
+        ("CHECKPOINT_EPOCH_RESET", False, "Take only the weights of CHECKPOINT_FILE_PATH and start at epoch 0; a "
+         "classifier of other classes starts anew."),
+        ("CHECKPOINT_CLEAR_NAME_PATTERN", (), "Parts to remove from the names in CHECKPOINT_FILE_PATH.",
+         {"kind": "tuple[str]"}),
         ("MIXED_PRECISION", False, "Train under autocast in AMP.DTYPE."),
         ("KILL_LOSS_EXPLOSION_FACTOR", 0.0, "Stop when the loss grows by this factor.", {"ignored": _NOT_YET}),
     ),

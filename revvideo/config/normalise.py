@@ -7,7 +7,9 @@ crash later. What follows from other keys is computed where it is used (`batch.p
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from fvcore.common.config import CfgNode
@@ -25,6 +27,10 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "DATA.MULTI_LABEL": ((False,), "a video has one label"),
     "SOLVER.LARS_ON": ((False,), "LARS is not supported"),
 }
+
+# A fusion of the two streams that has weights; the groups are MULT and DROP.
+_LINEAR_FUSION = re.compile(r"(?:ln\+)?concat_linear(?:_(\d+\.?\d*|\.\d+)(?:_(\d*\.?\d+))?)?")
+_FUSIONS = ("add", "max", "min", "avg", "concat")
 
 
 def check_config(cfg: CfgNode, origin_of: Callable[[str], str]) -> None:
@@ -49,18 +55,18 @@ def check_config(cfg: CfgNode, origin_of: Callable[[str], str]) -> None:
     _check_lists(cfg, origin_of)
     _check_machines(cfg, origin_of)
     _check_training(cfg, origin_of)
-    if cfg.MODEL.MODEL_NAME == "MViT" and cfg.DATA.TRAIN_CROP_SIZE != cfg.DATA.TEST_CROP_SIZE:
-        raise ConfigError(
-            f"{origin_of('DATA.TEST_CROP_SIZE')}: DATA.TEST_CROP_SIZE is {cfg.DATA.TEST_CROP_SIZE}, but "
-            f"DATA.TRAIN_CROP_SIZE is {cfg.DATA.TRAIN_CROP_SIZE} ({origin_of('DATA.TRAIN_CROP_SIZE')}); expected equal "
-            "sizes: the positions of an MViT are made for one crop"
-        )
+    if cfg.MODEL.MODEL_NAME == "MViT":
+        _check_mvit_values(cfg, origin_of)
+        _check_mvit_combinations(cfg, origin_of)
+
+
+def _require(cfg: CfgNode, origin_of: Callable[[str], str], name: str, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ConfigError(f"{origin_of(name)}: {name} is {get_value(cfg, name)!r}; expected {expected}")
 
 
 def _check_lists(cfg: CfgNode, origin_of: Callable[[str], str]) -> None:
-    def require(name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ConfigError(f"{origin_of(name)}: {name} is {get_value(cfg, name)!r}; expected {expected}")
+    require = partial(_require, cfg, origin_of)
 
     def is_range(values: list) -> bool:
         return len(values) == 2 and 0 < values[0] <= values[1]
@@ -89,6 +95,64 @@ def _check_lists(cfg: CfgNode, origin_of: Callable[[str], str]) -> None:
     for name in ("SOLVER.CLIP_GRAD_VAL", "SOLVER.CLIP_GRAD_L2NORM"):
         limit = get_value(cfg, name)
         require(name, limit is None or limit >= 0, "a number >= 0, or None for no clipping")
+
+
+def _check_mvit_values(cfg: CfgNode, origin_of: Callable[[str], str]) -> None:
+    """The form of the lists and strings of MVIT; that their blocks exist is checked where the blocks are planned."""
+    require = partial(_require, cfg, origin_of)
+
+    def are_whole(values: list, smallest: int) -> bool:
+        return all(type(value) is int and value >= smallest for value in values)
+
+    axes = 2 if cfg.MVIT.PATCH_2D else 3
+    meaning = "H and W (MVIT.PATCH_2D True)" if axes == 2 else "T, H and W (MVIT.PATCH_2D False)"
+    for name, smallest in (("MVIT.PATCH_KERNEL", 1), ("MVIT.PATCH_STRIDE", 1), ("MVIT.PATCH_PADDING", 0)):
+        values = get_value(cfg, name)
+        holds = len(values) == axes and are_whole(values, smallest)
+        require(name, holds, f"{axes} numbers >= {smallest}, for {meaning}")
+    for name in ("MVIT.POOL_KV_STRIDE_ADAPTIVE", "MVIT.POOL_KVQ_KERNEL"):
+        values = get_value(cfg, name)
+        require(name, not values or (len(values) == 3 and are_whole(values, 1)), "3 numbers >= 1, for T, H and W")
+    for name in ("MVIT.POOL_Q_STRIDE", "MVIT.POOL_KV_STRIDE"):
+        rows = get_value(cfg, name)
+        holds = all(len(row) == 4 and are_whole(row[:1], 0) and are_whole(row[1:], 1) for row in rows)
+        require(name, holds, "[block, T, H, W] entries: whole numbers, blocks from 0, strides from 1")
+    for name in ("MVIT.DIM_MUL", "MVIT.HEAD_MUL"):
+        holds = all(len(row) == 2 and are_whole(row[:1], 0) and row[1] > 0 for row in get_value(cfg, name))
+        require(name, holds, "[block, factor] entries: blocks from 0, factors > 0")
+    for name in ("MVIT.REV.RESPATH_FUSE", "MVIT.REV.PRE_Q_FUSION"):
+        expected = (
+            f"{', '.join(_FUSIONS)} or [ln+]concat_linear[_MULT[_DROP]], such as concat_linear_2 or "
+            "ln+concat_linear_2_0.1: an MLP of the concatenated streams, MULT > 0 times as wide inside, with dropout "
+            "DROP from 0 to below 1"
+        )
+        require(name, _is_fusion(get_value(cfg, name)), expected)
+
+
+def _is_fusion(mode: str) -> bool:
+    match = _LINEAR_FUSION.fullmatch(mode)
+    if match is None:
+        return mode in _FUSIONS
+    return float(match[1] or 1) > 0 and float(match[2] or 0) < 1
+
+
+def _check_mvit_combinations(cfg: CfgNode, origin_of: Callable[[str], str]) -> None:
+    mvit = cfg.MVIT
+
+    def refuse(name: str, other: str, expected: str) -> None:
+        raise ConfigError(
+            f"{origin_of(name)}: {name} is {get_value(cfg, name)!r}, and {other} is {get_value(cfg, other)!r} "
+            f"({origin_of(other)}); expected {expected}"
+        )
+
+    if cfg.DATA.TRAIN_CROP_SIZE != cfg.DATA.TEST_CROP_SIZE:
+        expected = "equal sizes: the positions of an MViT are made for one crop"
+        refuse("DATA.TEST_CROP_SIZE", "DATA.TRAIN_CROP_SIZE", expected)
+    if mvit.USE_FIXED_SINCOS_POS and mvit.SEP_POS_EMBED:
+        expected = "one of the two: the sine-cosine positions are one table for all tokens"
+        refuse("MVIT.USE_FIXED_SINCOS_POS", "MVIT.SEP_POS_EMBED", expected)
+    if mvit.LAYER_SCALE_INIT_VALUE > 0 and mvit.REV.ENABLE:
+        refuse("MVIT.LAYER_SCALE_INIT_VALUE", "MVIT.REV.ENABLE", "0: reversible blocks have no layer scale")
 
 
 def _check_machines(cfg: CfgNode, origin_of: Callable[[str], str]) -> None:
