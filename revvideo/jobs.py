@@ -16,12 +16,13 @@ from revvideo import build
 from revvideo.config import config_notes, dump_config
 from revvideo.config.batch import batch_plan
 from revvideo.distributed.env import current_process
-from revvideo.engine.checkpoint import latest_checkpoint, load_checkpoint, load_model_state
+from revvideo.engine.checkpoint import latest_checkpoint
 from revvideo.engine.evaluator import EditViews, evaluate, protocol, write_results
 from revvideo.engine.events import EventLog
 from revvideo.engine.metrics import VideoScores
 from revvideo.engine.trainer import Trainer
 from revvideo.errors import InputError
+from revvideo.models.checkpoint_formats import load_weights, read_weights
 from revvideo.paths import path_manager
 
 logger = logging.getLogger(__name__)
@@ -134,16 +135,33 @@ def _start_from(cfg: CfgNode, trainer: Trainer) -> None:
     if last is not None:
         trainer.resume(last)
     elif path:
-        trainer.load(checkpoint_content(path), source=path, with_progress=not cfg.TRAIN.CHECKPOINT_EPOCH_RESET)
+        start_from_weights(cfg, trainer, path)
         logger.info("weights from %s; training begins at epoch %d", path, trainer.next_epoch + 1)
 
 
-def checkpoint_content(path: str) -> dict:
-    """A checkpoint with weights in it."""
-    state = load_checkpoint(path)
-    if "model_state" not in state:
-        raise InputError(f"{path}: has no key 'model_state'; expected a checkpoint of PySlowFast or revvideo")
-    return state
+def start_from_weights(cfg: CfgNode, trainer: Trainer, path: str) -> None:
+    """Load TRAIN.CHECKPOINT_FILE_PATH as the config permits; go on with its optimizer and epoch unless it says not to.
+
+    TRAIN.CHECKPOINT_INFLATE and CHECKPOINT_IN_INIT take an image checkpoint, CHECKPOINT_EPOCH_RESET only the weights,
+    so that the classifier may be another one.
+
+    Raises:
+        InputError: the weights do not fit; nothing is loaded.
+    """
+    train = cfg.TRAIN
+    if train.CHECKPOINT_INFLATE and train.CHECKPOINT_IN_INIT:
+        raise InputError(
+            "TRAIN.CHECKPOINT_INFLATE and TRAIN.CHECKPOINT_IN_INIT are both True; keep one: INFLATE divides the "
+            "repeated kernels by their number, IN_INIT does not"
+        )
+    inflate = train.CHECKPOINT_INFLATE or train.CHECKPOINT_IN_INIT
+    allow = {"inflate", "interpolate"} if inflate else set()
+    if train.CHECKPOINT_EPOCH_RESET:
+        allow |= {"head", "interpolate"}
+    weights = read_weights(path, clear_patterns=train.CHECKPOINT_CLEAR_NAME_PATTERN)
+    load_weights(trainer.model, weights, allow=allow, inflation="repeat" if train.CHECKPOINT_IN_INIT else "mean")
+    if not (train.CHECKPOINT_EPOCH_RESET or inflate):
+        trainer.load({**weights.extra, "model_state": trainer.model.state_dict()}, source=path)
 
 
 def check_test(cfg: CfgNode) -> None:
@@ -201,7 +219,7 @@ def load_tested_model(cfg: CfgNode) -> tuple[torch.nn.Module, str]:
             "True) or name one (TEST.CHECKPOINT_FILE_PATH)"
         )
     model = build.build_model(cfg)
-    load_model_state(model, checkpoint_content(path)["model_state"], source=path)
+    load_weights(model, read_weights(path), allow={"interpolate"})
     logger.info("evaluating %s", path)
     return model.to(build.choose_device(cfg)), path
 
@@ -230,6 +248,7 @@ def _evaluate(
         paths=loader.dataset.manifest.paths,
         num_views=num_views * (num_crops or cfg.TEST.NUM_SPATIAL_CROPS),
         method=cfg.DATA.ENSEMBLE_METHOD,
+        activation=cfg.MODEL.HEAD_ACT,
         prepare=build.build_eval_input(cfg, device),
         device=device,
         clips_per_batch=cfg.TEST.BATCH_SIZE,

@@ -11,7 +11,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-GROUND = ("revvideo.paths", "revvideo.errors")
+GROUND = ("revvideo.paths", "revvideo.errors", "revvideo.torch_file")
 EVERYTHING_BUT_CLI = None
 
 # Layer -> what it may import of revvideo, itself apart. The longest prefix of a module's name is its layer. A new
@@ -19,6 +19,7 @@ EVERYTHING_BUT_CLI = None
 MAY_IMPORT = {
     "revvideo.errors": (),
     "revvideo.paths": (),
+    "revvideo.torch_file": ("revvideo.paths", "revvideo.errors"),
     "revvideo.distributed": GROUND,
     "revvideo.config": GROUND,
     "revvideo.models": GROUND,
@@ -44,6 +45,7 @@ MAY_IMPORT = {
 
 # Layer -> the only third-party libraries that it may import anywhere, functions included.
 THIRD_PARTY = {
+    "revvideo.torch_file": {"torch"},
     "revvideo.models": {"torch", "safetensors"},
     "revvideo.models.baselines": {"torch", "safetensors", "pytorchvideo"},
 }

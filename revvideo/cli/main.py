@@ -19,6 +19,8 @@ from revvideo.errors import CheckFailed, InputError
 COMMANDS = {
     "run_net": "revvideo.cli.run_net",
     "demo": "revvideo.cli.demo",
+    "models": "revvideo.cli.models",
+    "convert": "revvideo.cli.convert",
 }
 
 EXIT_CRASH, EXIT_WRONG_INPUT, EXIT_CHECK_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130

@@ -6,9 +6,7 @@ Names and keys are PySlowFast's: `checkpoint_epoch_00010.pyth` (the 10th epoch) 
 
 import logging
 import os
-import pickle
 import re
-import struct
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,14 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from revvideo.errors import InputError
-from revvideo.paths import path_manager, replace_file
+from revvideo.paths import replace_file
+from revvideo.torch_file import read_torch_file
 
 logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"checkpoint_epoch_(\d+)\.pyth")
 PLAIN = (dict, OrderedDict, list, tuple, str, bytes, int, float, bool, type(None), torch.Size)
-# What torch.load raises for files that are not what they should be, besides the refusal of pickled objects.
-UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError, struct.error)
 LISTED = 8
 
 
@@ -101,18 +98,7 @@ def load_checkpoint(path: str | os.PathLike) -> dict:
         InputError: no such file, a file that is cut off or no checkpoint, or one that holds more than tensors and
             plain values.
     """
-    local = path_manager.get_local_path(str(path))
-    if not os.path.isfile(local):
-        raise InputError(f"{path}: no such checkpoint file")
-    try:
-        state = _read(local)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path}: not loaded: it is no checkpoint, or holds Python objects beyond tensors and plain values, which "
-            f"could run code ({_first_line(error)})"
-        ) from error
-    except UNREADABLE as error:
-        raise InputError(f"{path}: damaged, cut off, or no checkpoint ({_first_line(error)})") from error
+    state = read_torch_file(path)
     if not isinstance(state, Mapping):
         raise InputError(f"{path}: holds a {type(state).__name__}; a checkpoint is a dict")
     return state
@@ -188,17 +174,6 @@ def set_random_state(state: Mapping[str, Tensor]) -> None:
         torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
-def _read(local: str):
-    """torch.load, memory-mapped where the file's format allows."""
-    arguments = {"map_location": "cpu", "weights_only": True}
-    try:
-        return torch.load(local, **arguments, mmap=True)
-    except RuntimeError as error:
-        if "mmap can only be used" not in str(error):
-            raise
-        return torch.load(local, **arguments)  # the format before torch 1.6, which some published weights have
-
-
 def _check_plain(value, where: str) -> None:
     """Raise TypeError for what `weights_only=True` would refuse, so that it is found at writing, not at resuming."""
     if isinstance(value, Tensor):
@@ -224,10 +199,6 @@ def _without_module(state: Mapping) -> Mapping:
 
 def _shape(value) -> tuple | str:
     return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 class _Recorder:
