@@ -152,3 +152,14 @@ def test_nothing_readable_bad_scores_bad_label_bad_method():
         VideoScores(1).add(0, [0], torch.zeros(1, 3), label=3)
     with pytest.raises(InputError, match="ENSEMBLE_METHOD is 'median'; known: sum, max, mean"):
         VideoScores(1, method="median")
+
+
+def test_scores_are_what_the_activation_of_the_head_makes_of_the_logits():
+    logits = torch.tensor([[0.0, 2.0, -1.0]])
+    expected = {"softmax": logits.softmax(1), "sigmoid": 1 / (1 + (-logits).exp()), "none": logits}
+    for activation, rows in expected.items():
+        scores = VideoScores(1, activation=activation)
+        scores.add(0, [0], logits, label=1)
+        assert scores.arrays()["scores"] == pytest.approx(rows.numpy())
+    with pytest.raises(InputError, match="HEAD_ACT is 'relu'; known: softmax, sigmoid, none"):
+        VideoScores(1, activation="relu")

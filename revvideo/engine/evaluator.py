@@ -26,6 +26,7 @@ def evaluate(
     paths: Sequence[str],
     num_views: int,
     method: str,
+    activation: str = "softmax",
     prepare: Callable[[Tensor], Tensor],
     device: torch.device,
     clips_per_batch: int,
@@ -42,7 +43,8 @@ def evaluate(
             the reason.
         paths: path of each video of the list, by index.
         num_views: V, temporal views x spatial crops.
-        method: how the views' softmax are put together, see `VideoScores`.
+        method: how the views' scores are put together, see `VideoScores`.
+        activation: what turns logits into scores, see `VideoScores`.
         prepare: uint8 `(B, T, C, H, W)` to what the model takes, on the device.
         device: where the model is.
         clips_per_batch: views that go through the model at a time.
@@ -55,7 +57,7 @@ def evaluate(
     Returns:
         The scores; call its `summary(len(paths))`.
     """
-    scores = VideoScores(num_views, method=method)
+    scores = VideoScores(num_views, method=method, activation=activation)
     was_training = model.training
     model.eval()
     with Progress(len(paths), description, log_period=log_period, logger=logger) as progress:

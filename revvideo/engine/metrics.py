@@ -9,6 +9,7 @@ from torch import Tensor
 from revvideo.errors import CheckFailed, InputError
 
 METHODS = ("sum", "max", "mean")
+ACTIVATIONS = {"softmax": lambda x: x.softmax(dim=1), "sigmoid": Tensor.sigmoid, "none": lambda x: x}
 NAMED = 5
 
 
@@ -62,7 +63,7 @@ def merge_mixed_targets(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
 
 
 class VideoScores:
-    """Scores of videos from the softmax of their views; each view of each video counts exactly once.
+    """Scores of videos from the softmax (or another activation) of their views; each view of each video counts once.
 
     Views may come in any order and in any portions: those of a video wait until all are there and are then put
     together in the order of their numbers, so the result does not depend on how they came. Memory is one float32 row a
@@ -70,22 +71,25 @@ class VideoScores:
 
     Args:
         num_views: views of each video (temporal views x spatial crops).
-        method: "sum", "max" or "mean" of the views' softmax (DATA.ENSEMBLE_METHOD).
+        method: "sum", "max" or "mean" of the views' scores (DATA.ENSEMBLE_METHOD).
+        activation: what turns logits into scores (MODEL.HEAD_ACT): one of `ACTIVATIONS`.
 
     Attributes:
         failures: index -> (path, reason) of the videos that could not be read.
 
     Raises:
-        InputError: an unknown method.
+        InputError: an unknown method or activation.
     """
 
-    def __init__(self, num_views: int, *, method: str = "sum"):
+    def __init__(self, num_views: int, *, method: str = "sum", activation: str = "softmax"):
         if method not in METHODS:
             raise InputError(f"DATA.ENSEMBLE_METHOD is {method!r}; known: {', '.join(METHODS)}")
-        self.num_views, self.method = num_views, method
+        if activation not in ACTIVATIONS:
+            raise InputError(f"MODEL.HEAD_ACT is {activation!r}; known: {', '.join(ACTIVATIONS)}")
+        self.num_views, self.method, self.activation = num_views, method, activation
         self.failures: dict[int, tuple[str, str]] = {}
         self._videos: dict[int, tuple[str, int]] = {}  # path, label
-        self._waiting: dict[int, dict[int, np.ndarray]] = {}  # view -> probabilities (K,)
+        self._waiting: dict[int, dict[int, np.ndarray]] = {}  # view -> scores (K,)
         self._scores: dict[int, np.ndarray] = {}  # (K,) float32
 
     def add(self, index: int, views: Sequence[int], logits: Tensor, *, label: int, path: str = "") -> None:
@@ -94,7 +98,7 @@ class VideoScores:
         Args:
             index: number of the video in the test list.
             views: their numbers, 0 .. num_views - 1.
-            logits: `(len(views), K)`; their softmax is taken in float32.
+            logits: `(len(views), K)`; their activation is taken in float32.
             label: class of the video.
             path: where it lies, for messages and predictions.
 
@@ -109,11 +113,11 @@ class VideoScores:
         assert logits.shape[:-1] == (len(views),), (name, tuple(logits.shape), len(views))
         if self._videos.setdefault(index, (str(path), int(label))) != (str(path), int(label)):
             raise AssertionError(f"{name}, label {label}: before it was {self._videos[index]}")
-        probabilities = logits.detach().float().softmax(dim=1).cpu().numpy()  # (V, K)
-        if not np.isfinite(probabilities).all():
+        rows = ACTIVATIONS[self.activation](logits.detach().float()).cpu().numpy()  # (V, K)
+        if not np.isfinite(rows).all():
             raise CheckFailed(f"{name}: the model's scores are not finite")
         waiting = self._waiting.setdefault(index, {})
-        for view, row in zip(views, probabilities):
+        for view, row in zip(views, rows):
             if not 0 <= view < self.num_views:
                 raise AssertionError(f"{name}: view {view} does not exist, there are {self.num_views}")
             if index in self._scores or index in self.failures or int(view) in waiting:
