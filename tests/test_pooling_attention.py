@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from revvideo import create_model
 from revvideo.benchmark.explicit_attention import explicit_attention
 from revvideo.benchmark.memory import peak_bytes
+from revvideo.benchmark.relative_positions import compare
 from revvideo.models.pooling_attention import AttentionOptions, PoolingAttention
 from revvideo.models.relative_positions import relative_rows
 
@@ -193,3 +195,11 @@ def test_bad_options_are_refused():
         AttentionOptions(pool_mode="mean")
     with pytest.raises(ValueError, match="attention width 15 is not divisible by 2 heads"):
         attention(dim=15, pool_first=True)
+
+
+@pytest.mark.slow
+def test_mvitv2_keeps_less_than_with_an_explicit_bias():
+    measured = compare(create_model("mvitv2_s_16x4", drop_path=0.0), batch_size=1, pairs=1)
+    assert measured.keys() == {"forward", "training step"}
+    for ways in measured.values():
+        assert ways["extra dimensions"][0] < ways["explicit bias"][0]
