@@ -67,7 +67,7 @@ def test_state_dict_round_trip(name, tmp_path):
         assert torch.equal(other(x), model(x))
 
 
-EXPORTED_FAST = ("mvitv2_s_16x4", "rev_mvit_b_16x4", "rev_mvitv2_s_16x4", "vit_b", "ptv/x3d_xs")
+EXPORTED_FAST = ("mvitv2_s_16x4", "rev_mvitv2_s_16x4", "vit_b", "ptv/x3d_xs")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in EXPORTED_FAST else pytest.mark.slow) for n in NAMES])
@@ -138,7 +138,7 @@ def test_parameters_in_layers(name):
         assert any(fragment in name for name in names)
 
 
-@pytest.mark.parametrize("name", OFFICIAL)
+@pytest.mark.parametrize("name", sorted(set(OFFICIAL) - set(REVERSIBLE)))
 def test_gradient_checkpointing_changes_no_gradient(name):
     models = [reduced_model(name, drop_path=0.3).double() for _ in range(2)]
     for model, enable in zip(models, (True, False), strict=True):

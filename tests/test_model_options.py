@@ -7,6 +7,7 @@ from reduced_models import clips_for, model_on_meta, reduced_model
 from torch import Tensor, nn
 
 from revvideo import build_model, create_model, load_config
+from revvideo.models.block_plan import plan_blocks
 from revvideo.models.positions import sincos_table
 from revvideo.models.stream_fusion import StreamFusion
 
@@ -273,5 +274,72 @@ def test_bad_options_are_named():
         create_model("vit_b_16x4", input_size=(4, 8, 8))
     with pytest.raises(ValueError, match="positions is 'learned'; expected one of joint"):
         create_model("mvit_b_16x4", positions="learned")
+    with pytest.raises(ValueError, match="RevMViT has no option 'class_token'"):
+        create_model("rev_mvit_b_16x4", class_token=False)
+    with pytest.raises(ValueError, match="an image model takes 1 frame, not 4"):
+        create_model("mvit_b", input_size=(4, 32, 32))
+    with pytest.raises(ValueError, match=r"DIM_MUL \[\[0, 2.0\]\] widens at block 0.*MVIT.DIM_MUL_IN_ATT"):
+        create_model("mvit_b_16x4", dim_mul=[[0, 2.0]])
     with pytest.raises(ValueError, match="allow and infer_architecture are about a checkpoint"):
         create_model("mvit_b_16x4", allow={"head"})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("depth", "6", "a whole number, 1 or more"),
+        ("depth", 6.0, "a whole number, 1 or more"),
+        ("num_classes", -1, "a whole number, 0 or more"),
+        ("in_channels", 0, "a whole number, 1 or more"),
+        ("num_heads", True, "a whole number, 1 or more"),
+        ("drop_path", "0.1", "a probability from 0 to below 1"),
+        ("drop_path", 1.0, "a probability from 0 to below 1"),
+        ("layer_scale", -1, "a number, 0 or more"),
+        ("mlp_ratio", 0, "a number above 0"),
+        ("input_size", 224, r"three whole numbers \(frames, height, width\), 1 or more"),
+        ("input_size", (224, 224), r"three whole numbers \(frames, height, width\)"),
+        ("patch", (3, 7, 7), "a PatchSpec"),
+        ("pool_q_stride", [[1, 2, 2]], r"a list of \[block, t, h, w\] of whole numbers"),
+        ("pool_q_stride", [[1, 1, 2, 2], [1, 1, 1, 1]], "each block once"),
+        ("dim_mul", [[1, 2.0], [1, 3.0]], "each block once"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_named(option, value, expected):
+    with pytest.raises(ValueError, match=rf"{option} is .*; expected {expected}"):
+        create_model("mvit_b_16x4", **{option: value})
+
+
+def test_widths_that_are_no_multiple_of_the_heads_are_rounded_as_in_pyslowfast():
+    widths = {"depth": 2, "dim_mul": [[1, 2.0]], "head_mul": [[1, 2.0]]}
+    for dim, heads, expected in ((99, 1, 200), (18, 2, 40), (90, 2, 184)):
+        attention = plan_blocks(embed_dim=dim, num_heads=heads, widen_in_attention=True, **widths)
+        assert attention[1].dim_out == expected
+        reversible = plan_blocks(embed_dim=dim, num_heads=heads, widen_in_attention=True, reversible=True, **widths)
+        assert [block.dim_out for block in reversible] == [expected // 2, expected]  # by the heads of the next block
+        assert plan_blocks(embed_dim=dim, num_heads=heads, **widths)[0].dim_out == 2 * dim
+
+
+@pytest.mark.parametrize("name", ["mvitv2_s_16x4", "mvitv2_b_32x3"])
+def test_reversible_mvitv2_is_as_large_as_its_twin(name):
+    plain, reversible = (sum(p.numel() for p in model_on_meta(n).parameters()) for n in (name, f"rev_{name}"))
+    assert reversible == pytest.approx(plain, rel=0.05)
+
+
+def test_a_new_classifier_is_where_and_what_the_model_is():
+    model = reduced_model("mvit_b_16x4").half().eval()
+    model.reset_classifier(3)
+    head = model.get_classifier()
+    assert (head.weight.dtype, head.training) == (torch.float16, False)
+    model.reset_classifier(0)
+    model.double().reset_classifier(4)
+    assert model(clips_for(model).double()).shape == (2, 4)
+    assert reduced_model("vit_b", num_classes=0)(clips_for(model_on_meta("vit_b", input_size=(1, 32, 32)))).shape[1] > 5
+
+
+def test_what_features_do_not_use_is_frozen():
+    model = reduced_model("mvit_b_16x4", features_only=True)
+    sum(volume.sum() for volume in model(clips_for(model))).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    model.model.set_input_size(4, 48, 48)
+    assert model.input_spec.size == (48, 48)

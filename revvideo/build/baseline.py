@@ -5,11 +5,11 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
+from revvideo.build.input_spec import input_spec
 from revvideo.config import ConfigError
 from revvideo.config.defaults import get_value
 from revvideo.models.baseline_networks import Baseline
 from revvideo.models.baselines import build_csn, build_mvit, build_r2plus1d, build_resnet, build_x3d
-from revvideo.models.input_spec import InputSpec
 
 # What pytorchvideo's networks do not have: key -> the value that means "without it".
 _COMMON = {"BN.NORM_TYPE": "batchnorm", "MODEL.FROZEN_BN": False}
@@ -63,7 +63,7 @@ def build_baseline(cfg: CfgNode) -> Baseline:
     build, arguments = options(cfg)
     try:
         model = build(
-            input_spec=_input_spec(cfg),
+            input_spec=input_spec(cfg),
             num_classes=cfg.MODEL.NUM_CLASSES,
             head_dropout=cfg.MODEL.DROPOUT_RATE,
             **arguments,
@@ -73,19 +73,6 @@ def build_baseline(cfg: CfgNode) -> Baseline:
     model.detach_head = cfg.MODEL.DETACH_FINAL_FC
     model.set_grad_checkpointing(cfg.MODEL.ACT_CHECKPOINT)
     return model
-
-
-def _input_spec(cfg: CfgNode) -> InputSpec:
-    data = cfg.DATA
-    image = cfg.MODEL.MODEL_NAME == "PTVMViT" and cfg.MVIT.PATCH_2D
-    return InputSpec(
-        frames=1 if image else data.NUM_FRAMES,
-        stride=1 if image else data.SAMPLING_RATE,
-        size=(data.TRAIN_CROP_SIZE, data.TRAIN_CROP_SIZE),
-        mean=tuple(data.MEAN),
-        std=tuple(data.STD),
-        image=image,
-    )
 
 
 Options = tuple[Callable[..., Baseline], dict[str, Any]]

@@ -6,9 +6,9 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from revvideo.build.baseline import build_baseline
+from revvideo.build.input_spec import input_spec
 from revvideo.config import ConfigError
 from revvideo.models.assemble import assemble
-from revvideo.models.input_spec import InputSpec
 from revvideo.models.mvit import MViT
 from revvideo.models.rev_mvit import RevMViT
 from revvideo.models.video_transformer import PatchSpec
@@ -23,27 +23,13 @@ def build_model(cfg: CfgNode) -> nn.Module:
         ConfigError: numbers that make no network.
     """
     if cfg.MODEL.ACT_CHECKPOINT and cfg.MODEL.MODEL_NAME == "MViT" and cfg.MVIT.REV.ENABLE:
-        logger.info("MODEL.ACT_CHECKPOINT has no effect: a reversible model recomputes its activations anyway")
+        logger.warning("MODEL.ACT_CHECKPOINT has no effect on a reversible model; REV.BACKPROP is %s", cfg.REV.BACKPROP)
     try:
         if cfg.MODEL.MODEL_NAME != "MViT":
             return build_baseline(cfg)
         return assemble(RevMViT if cfg.MVIT.REV.ENABLE else MViT, _options(cfg), {})
     except ValueError as error:
         raise ConfigError(f"the model cannot be built: {error}") from error
-
-
-def input_spec(cfg: CfgNode) -> InputSpec:
-    """Frames, stride, size and normalisation of DATA; one frame for an image model (MVIT.PATCH_2D)."""
-    data = cfg.DATA
-    image = cfg.MODEL.MODEL_NAME == "MViT" and cfg.MVIT.PATCH_2D
-    return InputSpec(
-        frames=1 if image else data.NUM_FRAMES,
-        stride=1 if image else data.SAMPLING_RATE,
-        size=(data.TRAIN_CROP_SIZE, data.TRAIN_CROP_SIZE),
-        mean=tuple(data.MEAN),
-        std=tuple(data.STD),
-        image=image,
-    )
 
 
 def _options(cfg: CfgNode) -> dict:

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from revvideo.models.block_plan import plan_blocks
+from revvideo.models.option_checks import check_options, check_whole
 from revvideo.models.pooling_attention import AttentionOptions
 from revvideo.models.video_transformer import VideoTransformer
 
 Network = TypeVar("Network", bound=VideoTransformer)
 
-_PLAN = set(inspect.signature(plan_blocks).parameters)
+_PLAN = set(inspect.signature(plan_blocks).parameters) - {"reversible"}
 _ATTENTION = {field.name for field in dataclasses.fields(AttentionOptions)}
 _INPUT = {"input_size", "in_channels"}
 
@@ -30,8 +31,10 @@ def assemble(network: type[Network], defaults: Mapping[str, Any], overrides: Map
     known = _PLAN | _ATTENTION | _INPUT | _arguments(network)
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{network.__name__} has no option {name!r}; did you mean {near!r}?")
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known))}"
+            raise ValueError(f"{network.__name__} has no option {name!r}; {hint}")
+    check_options(options)
     spec = options.pop("input_spec")
     if "input_size" in options:
         frames, height, width = options.pop("input_size")
@@ -43,7 +46,8 @@ def assemble(network: type[Network], defaults: Mapping[str, Any], overrides: Map
     plan = {name: options[name] for name in _PLAN & options.keys()}
     attention = AttentionOptions(**{name: options.pop(name) for name in _ATTENTION & options.keys()})
     rest = {name: value for name, value in options.items() if name not in plan or name in _arguments(network)}
-    return network(blocks=plan_blocks(**plan), attention=attention, input_spec=spec, **rest)
+    blocks = plan_blocks(**plan, reversible=network.reversible)
+    return network(blocks=blocks, attention=attention, input_spec=spec, **rest)
 
 
 def _arguments(network: type) -> set[str]:
@@ -52,14 +56,15 @@ def _arguments(network: type) -> set[str]:
     for cls in network.__mro__:
         if issubclass(cls, VideoTransformer):
             names |= set(inspect.signature(cls.__init__).parameters)
-    return names - {"self", "stem", "blocks", "attention"}
+    return names - {"self", "stem", "blocks", "attention"} - network.fixed_options
 
 
 def three_transitions(depth: int, first: int, second: int, third: int) -> dict[str, Any]:
-    """Four stages: the width and the heads double, the resolution halves at three blocks."""
-    at = (first, second, third)
-    if not first < second < third < depth:
-        raise ValueError(f"depth is {depth}; this network needs at least {depth + second + 1 - third} blocks")
+    """Four stages: width and heads double and the resolution halves at three blocks; ``third`` counts from the end."""
+    check_whole("depth", depth, 1)
+    at = (first, second, depth + third)
+    if at[2] <= second:
+        raise ValueError(f"depth is {depth}; this network needs at least {second + 1 - third} blocks")
     factors = [[block, 2.0] for block in at]
     return {"depth": depth, "dim_mul": factors, "head_mul": factors, "pool_q_stride": [[b, 1, 2, 2] for b in at]}
 

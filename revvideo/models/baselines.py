@@ -65,7 +65,8 @@ def _check_depth(depth: int) -> None:
 
 def _pytorchvideo(module: str, function: str) -> Callable[..., nn.Module]:
     """A function of pytorchvideo.models; its import uses what new versions of torch warn about."""
-    with warnings.catch_warnings():
+    # torch 2.6 cannot import its compiler, which torchvision does, where tensors have no memory.
+    with warnings.catch_warnings(), torch.device("cpu"):
         warnings.simplefilter("ignore", FutureWarning)
         return getattr(import_module(f"pytorchvideo.models.{module}"), function)
 

@@ -61,20 +61,31 @@ def plan_blocks(
     qkv_bias: bool = True,
     drop_path: float = 0.0,
     widen_in_attention: bool = False,
+    reversible: bool = False,
 ) -> list[BlockSpec]:
     """The blocks that PySlowFast's lists describe.
 
     ``dim_mul`` and ``head_mul`` hold ``[block, factor]``, the strides ``[block, t, h, w]``. The width changes in the
     attention of the listed block (``widen_in_attention``: MVIT.DIM_MUL_IN_ATT, and reversible models) or in the MLP of
-    the block before it. ``pool_kv_stride_adaptive`` is divided by each q stride on the way.
+    the block before it. ``pool_kv_stride_adaptive`` is divided by each q stride on the way. A width is rounded to
+    a multiple of the heads times their factor at this block (``widen_in_attention``) or at the next one (otherwise, and
+    for ``reversible`` networks), as in PySlowFast.
 
     Raises:
-        ValueError: a list names a block that does not exist, or both kv strides are given.
+        ValueError: a list names a block that does not exist, or block 0 where nothing widens before it; or both kv
+            strides are given; or a drop-path rate outside [0, 1).
     """
     lists = {"DIM_MUL": dim_mul, "HEAD_MUL": head_mul, "POOL_Q_STRIDE": pool_q_stride, "POOL_KV_STRIDE": pool_kv_stride}
     for name, entries in lists.items():
         if any(not 0 <= entry[0] < depth for entry in entries):
             raise ValueError(f"MVIT.{name} {list(entries)} names a block outside 0..{depth - 1} (MVIT.DEPTH {depth})")
+    if not widen_in_attention and any(entry[0] == 0 for entry in dim_mul):
+        raise ValueError(
+            f"MVIT.DIM_MUL {list(dim_mul)} widens at block 0, but the width grows in the MLP of the block before; "
+            "expected blocks from 1 on, or MVIT.DIM_MUL_IN_ATT True"
+        )
+    if not 0.0 <= drop_path < 1.0:
+        raise ValueError(f"drop_path is {drop_path}; expected a probability from 0 to below 1 (MVIT.DROPPATH_RATE)")
     if pool_kv_stride and pool_kv_stride_adaptive:
         raise ValueError("MVIT.POOL_KV_STRIDE and MVIT.POOL_KV_STRIDE_ADAPTIVE are both given; keep one")
     one = (1, 1, 1)
@@ -91,9 +102,8 @@ def plan_blocks(
     for i in range(depth):
         heads = round_width(heads, head_factor.get(i, 1.0))
         widening = i if widen_in_attention else i + 1
-        dim_out = round_width(
-            dim, width_factor.get(widening, 1.0), divisor=_next_heads(heads, head_factor, widening, i)
-        )
+        divisor = round_width(heads, head_factor.get(i if widen_in_attention and not reversible else i + 1, 1.0))
+        dim_out = round_width(dim, width_factor.get(widening, 1.0), divisor=divisor)
         q_stride = q_strides.get(i, one)
         if adaptive is not None:
             adaptive = tuple(max(kv // q, 1) for kv, q in zip(adaptive, q_stride, strict=True))
@@ -115,11 +125,6 @@ def plan_blocks(
         )
         dim = dim_out
     return blocks
-
-
-def _next_heads(heads: int, head_factor: dict[int, float], widening: int, block: int) -> int:
-    """Heads that the widened features are split into: the divisor of their width."""
-    return heads if widening == block else round_width(heads, head_factor.get(widening, 1.0))
 
 
 def round_width(width: int, factor: float, *, divisor: int = 1, minimum: int = 1) -> int:

@@ -19,6 +19,9 @@ class InputSpec:
         mean: of each channel, for values in [0, 1]; as many numbers as the input has channels.
         std: of each channel.
         image: True for a model of images, which takes (B, C, H, W), or (B, C, 1, H, W).
+
+    Raises:
+        ValueError: an image of several frames.
     """
 
     frames: int = 16
@@ -27,6 +30,10 @@ class InputSpec:
     mean: tuple[float, ...] = KINETICS_MEAN
     std: tuple[float, ...] = KINETICS_STD
     image: bool = False
+
+    def __post_init__(self):
+        if self.image and self.frames != 1:
+            raise ValueError(f"an image model takes 1 frame, not {self.frames} (input_size[0])")
 
     @property
     def channels(self) -> int:

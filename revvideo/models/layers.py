@@ -85,13 +85,18 @@ class PatchEmbed(nn.Module):
         return (1,) * (3 - axes) + tuple((n + 2 * p - k) // s + 1 for n, k, s, p in sizes)
 
 
+def classifier(dim: int, num_classes: int) -> nn.Module:
+    """The last linear layer, ``(B, dim) -> (B, num_classes)``; for 0 classes none, so that features pass."""
+    return nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+
+
 class ClassificationHead(nn.Module):
     """Dropout and one linear layer: pooled features ``(B, D) -> logits (B, K)``."""
 
     def __init__(self, dim: int, num_classes: int, *, dropout: float = 0.0):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.projection = nn.Linear(dim, num_classes)
+        self.projection = classifier(dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.projection(self.dropout(x))

@@ -176,7 +176,7 @@ _KINETICS = {"num_classes": 400, "head_dropout": 0.5}
 def mvit_b_16x4(*, depth: int = 16, **overrides) -> MViT:
     """MViT-B 16x4 of Kinetics-400: 36.61 M parameters, 70.8 GFLOPs (PySlowFast MVIT_B_16x4_CONV)."""
     pooling = {"pool_kv_stride_adaptive": (1, 8, 8), "pool_kvq_kernel": (3, 3, 3)}
-    network = _V1 | _KINETICS | pooling | three_transitions(depth, 1, 3, depth - 2)
+    network = _V1 | _KINETICS | pooling | three_transitions(depth, 1, 3, -2)
     return assemble(MViT, network | {"input_spec": InputSpec(16, 4), "drop_path": 0.2}, overrides)
 
 
@@ -189,7 +189,7 @@ def mvit_b_32x3(**overrides) -> MViT:
 @register_model
 def mvit_b_32x3_d24(*, depth: int = 24, **overrides) -> MViT:
     """MViT-B-24 32x3: 53.12 M parameters, 236 GFLOPs (PySlowFast MVIT_B_32x3_CONV; pooling kernels of stride + 1)."""
-    network = _V1 | _KINETICS | three_transitions(depth, 2, 5, depth - 3)
+    network = _V1 | _KINETICS | three_transitions(depth, 2, 5, -3)
     options = {"input_spec": InputSpec(32, 3), "drop_path": 0.3, "pool_kv_stride_adaptive": (1, 8, 8)}
     return assemble(MViT, network | options, overrides)
 
@@ -197,7 +197,7 @@ def mvit_b_32x3_d24(*, depth: int = 24, **overrides) -> MViT:
 @register_model
 def mvit_b(*, depth: int = 16, **overrides) -> MViT:
     """MViT-B of ImageNet-1K: 36.98 M parameters, 7.8 GFLOPs (PySlowFast MVIT_B_16_CONV)."""
-    network = _V1 | _IMAGE | three_transitions(depth, 1, 3, depth - 2)
+    network = _V1 | _IMAGE | three_transitions(depth, 1, 3, -2)
     options = {"positions": "joint", "drop_path": 0.1, "pool_kv_stride_adaptive": (1, 4, 4)}
     return assemble(MViT, network | options, overrides)
 
@@ -205,21 +205,21 @@ def mvit_b(*, depth: int = 16, **overrides) -> MViT:
 @register_model
 def mvitv2_s_16x4(*, depth: int = 16, **overrides) -> MViT:
     """MViTv2-S 16x4 of Kinetics-400: 34.54 M parameters, 64.5 GFLOPs (PySlowFast MVITv2_S_16x4)."""
-    network = _V2_VIDEO | _KINETICS | every_block(three_transitions(depth, 1, 3, depth - 2), depth)
+    network = _V2_VIDEO | _KINETICS | every_block(three_transitions(depth, 1, 3, -2), depth)
     return assemble(MViT, network | {"input_spec": InputSpec(16, 4), "drop_path": 0.2}, overrides)
 
 
 @register_model
 def mvitv2_b_32x3(*, depth: int = 24, **overrides) -> MViT:
     """MViTv2-B 32x3 of Kinetics-400: 51.23 M parameters, 225 GFLOPs (PySlowFast MVITv2_B_32x3)."""
-    network = _V2_VIDEO | _KINETICS | every_block(three_transitions(depth, 2, 5, depth - 3), depth)
+    network = _V2_VIDEO | _KINETICS | every_block(three_transitions(depth, 2, 5, -3), depth)
     return assemble(MViT, network | {"input_spec": InputSpec(32, 3), "drop_path": 0.3}, overrides)
 
 
 @register_model
 def mvitv2_l_40x3(*, depth: int = 48, **overrides) -> MViT:
     """MViTv2-L 40x3, 312 px, of Kinetics-400: 213.4 M parameters, 2823 GFLOPs (PySlowFast MVITv2_L_40x3_test)."""
-    network = _V2_VIDEO | _KINETICS | every_block(three_transitions(depth, 2, 8, depth - 4), depth)
+    network = _V2_VIDEO | _KINETICS | every_block(three_transitions(depth, 2, 8, -4), depth)
     spec = InputSpec(40, 3, (312, 312), mean=IMAGENET_MEAN, std=IMAGENET_STD)
     options = {"embed_dim": 144, "num_heads": 2, "checkpoint_blocks": True, "input_spec": spec, "drop_path": 0.75}
     return assemble(MViT, network | options, overrides)
@@ -228,7 +228,7 @@ def mvitv2_l_40x3(*, depth: int = 48, **overrides) -> MViT:
 @register_model
 def mvitv2_t(*, depth: int = 10, **overrides) -> MViT:
     """MViTv2-T of ImageNet-1K: 24.17 M parameters, 4.7 GFLOPs (PySlowFast ImageNet/MVITv2_T)."""
-    network = _V2_IMAGE | every_block(three_transitions(depth, 1, 3, depth - 2), depth)
+    network = _V2_IMAGE | every_block(three_transitions(depth, 1, 3, -2), depth)
     return assemble(MViT, network | {"drop_path": 0.1, "pool_kv_stride_adaptive": (1, 4, 4)}, overrides)
 
 
@@ -241,5 +241,5 @@ def mvitv2_s(*, depth: int = 16, **overrides) -> MViT:
 @register_model
 def mvitv2_b(*, depth: int = 24, **overrides) -> MViT:
     """MViTv2-B of ImageNet-1K: 51.47 M parameters, 10.2 GFLOPs (PySlowFast ImageNet/MVITv2_B)."""
-    network = _V2_IMAGE | every_block(three_transitions(depth, 2, 5, depth - 3), depth)
+    network = _V2_IMAGE | every_block(three_transitions(depth, 2, 5, -3), depth)
     return assemble(MViT, network | {"drop_path": 0.3, "pool_kv_stride_adaptive": (1, 4, 4)}, overrides)

@@ -8,6 +8,8 @@ from importlib import import_module
 
 from torch import nn
 
+from revvideo.models.input_spec import InputSpec
+
 _MODELS: dict[str, Callable[..., nn.Module]] = {}
 _FAMILIES = ("mvit", "rev_mvit", "vit", "rev_vit", "baselines")  # modules whose import registers their models
 
@@ -82,7 +84,7 @@ def create_model(
 
 
 class FeatureMaps(nn.Module):
-    """A model without its head: clips to one map ``(B, C, T, H, W)`` for each stage.
+    """A model without its head, what is left of it frozen: clips to one map ``(B, C, T, H, W)`` for each stage.
 
     Attributes:
         feature_info: for each map a dict of ``channels``, ``reduction`` (pixels and frames a cell covers: t, h, w) and
@@ -93,7 +95,16 @@ class FeatureMaps(nn.Module):
         super().__init__()
         model.reset_classifier(0)
         self.model = model
-        self.feature_info, self.input_spec = model.feature_info, model.input_spec
+        for name in model.layer_groups()[-1]:  # no map depends on them, and DDP would wait for their gradients
+            model.get_parameter(name).requires_grad_(False)
+
+    @property
+    def feature_info(self) -> list[dict]:
+        return self.model.feature_info
+
+    @property
+    def input_spec(self) -> InputSpec:
+        return self.model.input_spec
 
     def forward(self, clips):
         return self.model.feature_maps(clips)

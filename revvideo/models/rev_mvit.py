@@ -6,6 +6,7 @@ input, which is the kept output of the run before; its F and G are recomputed in
 """
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Sequence
 
 import torch
@@ -161,6 +162,8 @@ class RevBackbone(nn.Module):
         **transition,
     ):
         super().__init__()
+        if len(set(transitions)) != len(transitions):
+            raise ValueError(f"MVIT.REV.BUFFER_LAYERS {list(transitions)} names a block twice")
         if not set(transitions) <= set(range(len(blocks))):
             raise ValueError(
                 f"MVIT.REV.BUFFER_LAYERS {list(transitions)} names a block outside 0..{len(blocks) - 1} (MVIT.DEPTH)"
@@ -181,6 +184,9 @@ class RevBackbone(nn.Module):
             else:
                 F, G = AttentionBranch(spec, **branch), MlpBranch(spec.dim, spec.mlp_ratio)
                 self.layers.append(ReversibleBlock(F, G, drop_path=spec.drop_path, shared_mask=shared_mask))
+        # First and end of each transition and of each run of reversible blocks.
+        edges = sorted({0, len(blocks), *transitions, *(i + 1 for i in transitions)})
+        self._segments = list(itertools.pairwise(edges))
 
     def forward(
         self, x: Tensor, grid: Grid, wanted: Collection[int] = ()
@@ -188,25 +194,16 @@ class RevBackbone(nn.Module):
         """``(B, N, D)`` to both streams (B, N', D') of the last block, and those after the blocks ``wanted``."""
         x1 = x2 = x
         kept: list[tuple[Tensor, Tensor, Grid]] = []
-        layers, i = list(self.layers), 0
-        while i < len(layers):
-            if isinstance(layers[i], StageTransition):
-                x1, grid = layers[i](x1, x2, grid, recompute=self.backprop == "reversible")
-                x2, end = x1, i + 1
-                kept += [(x1, x2, grid)] if i in wanted else []
-            else:
-                end = next((j for j in range(i, len(layers)) if isinstance(layers[j], StageTransition)), len(layers))
-                inside = [j for j in range(i, end) if j in wanted]
-                (x1, x2), pairs = run_blocks(
-                    layers[i:end],
-                    x1,
-                    x2,
-                    backprop=self.backprop,
-                    f_args=(grid,),
-                    intermediates=[j - i for j in inside],
-                )
-                kept += [(*pair, grid) for pair in pairs]
-            i = end
+        for start, end in self._segments:
+            layers = list(self.layers[start:end])
+            if isinstance(layers[0], StageTransition):
+                x1, grid = layers[0](x1, x2, grid, recompute=self.backprop == "reversible")
+                x2 = x1
+                kept += [(x1, x2, grid)] if start in wanted else []
+                continue
+            inside = [i - start for i in range(start, end) if i in wanted]
+            (x1, x2), pairs = run_blocks(layers, x1, x2, backprop=self.backprop, f_args=(grid,), intermediates=inside)
+            kept += [(*pair, grid) for pair in pairs]
         return (x1, x2), kept
 
 
@@ -237,6 +234,8 @@ class RevMViT(VideoTransformer):
     """
 
     blocks_name = "rev_backbone.layers"
+    reversible = True
+    fixed_options = frozenset({"class_token"})
 
     def __init__(
         self,
@@ -311,7 +310,7 @@ _KINETICS = {"num_classes": 400, "head_dropout": 0.5}
 @register_model
 def rev_mvit_b_16x4(*, depth: int = 16, **overrides) -> RevMViT:
     """Rev-MViT-B 16x4 of Kinetics-400: 34.96 M parameters, 63.9 GFLOPs (PySlowFast REV_MVIT_B_16x4_CONV)."""
-    network = _V1_VIDEO | _KINETICS | _stages(depth, 1, 3, depth - 2)
+    network = _V1_VIDEO | _KINETICS | _stages(depth, 1, 3, -2)
     options = {"input_spec": InputSpec(16, 4), "drop_path": 0.05, "qkv_bias": False}
     return assemble(RevMViT, network | options, overrides)
 
@@ -331,22 +330,23 @@ def rev_mvit_b(*, depth: int = 16, **overrides) -> RevMViT:
         "drop_path": 0.1,
         "num_classes": 1000,
     }
-    return assemble(RevMViT, _V1 | _stages(depth, 1, 3, depth - 2) | options, overrides)
+    return assemble(RevMViT, _V1 | _stages(depth, 1, 3, -2) | options, overrides)
 
 
 @register_model
 def rev_mvitv2_s_16x4(*, depth: int = 16, **overrides) -> RevMViT:
     """Reversible MViTv2-S 16x4 (ours, see `RevMViT`), with the values of MViTv2-S: 34.9 M parameters."""
-    network = _V2_VIDEO | _KINETICS | every_block(_stages(depth, 1, 3, depth - 2), depth)
+    network = _V2_VIDEO | _KINETICS | every_block(_stages(depth, 1, 3, -2), depth)
     return assemble(RevMViT, network | {"input_spec": InputSpec(16, 4), "drop_path": 0.2}, overrides)
 
 
 @register_model
 def rev_mvitv2_b_32x3(*, depth: int = 24, **overrides) -> RevMViT:
     """Reversible MViTv2-B 32x3 (ours, see `RevMViT`), with the values of MViTv2-B: 51.6 M parameters."""
-    network = _V2_VIDEO | _KINETICS | every_block(_stages(depth, 2, 5, depth - 3), depth)
+    network = _V2_VIDEO | _KINETICS | every_block(_stages(depth, 2, 5, -3), depth)
     return assemble(RevMViT, network | {"input_spec": InputSpec(32, 3), "drop_path": 0.3}, overrides)
 
 
 def _stages(depth: int, first: int, second: int, third: int) -> dict:
-    return three_transitions(depth, first, second, third) | {"transitions": [first, second, third]}
+    layout = three_transitions(depth, first, second, third)
+    return layout | {"transitions": [block for block, _ in layout["dim_mul"]]}

@@ -145,8 +145,7 @@ def run_blocks(
 
     dtype = torch.promote_types(x1.dtype, x2.dtype)
     narrow = dtype if dtype in (torch.bfloat16, torch.float16) else None
-    autocast = torch.is_autocast_enabled(x1.device.type) if torch.amp.is_autocast_available(x1.device.type) else False
-    branch_dtype = narrow if narrow is not None and not autocast else None
+    branch_dtype = narrow if narrow is not None and not _autocast_is_on(x1.device.type) else None
     stream_dtype = torch.float32 if narrow is not None else dtype
     x1, x2 = x1.to(stream_dtype), x2.to(stream_dtype)
 
@@ -323,6 +322,10 @@ class _BranchCall:
                 stack.enter_context(_random_state_set(x.device, self.random_state))
             result = functional_call(self.branch, tensors, (self._cast(x), *self.args))
         return result, [x, *aliases]
+
+
+def _autocast_is_on(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def _autocast_state(device: torch.device) -> list[tuple[str, bool, torch.dtype]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from revvideo.models.block_plan import BlockSpec, nominal_grids, stage_ends
 from revvideo.models.input_spec import InputSpec
-from revvideo.models.layers import ClassificationHead, LayerNorm, PatchEmbed, init_weights
+from revvideo.models.layers import ClassificationHead, LayerNorm, PatchEmbed, classifier, init_weights
 from revvideo.models.pooling_attention import Grid, PoolingAttention
 from revvideo.models.positions import PositionEmbedding
 
@@ -51,6 +51,8 @@ class VideoTransformer(PositionEmbedding, abc.ABC):
     """
 
     blocks_name: str  # prefix of the blocks' parameters
+    reversible = False
+    fixed_options: frozenset[str] = frozenset()  # arguments of this class that a subclass decides on
 
     def __init__(
         self,
@@ -100,7 +102,7 @@ class VideoTransformer(PositionEmbedding, abc.ABC):
         """The classifier of features of ``width``; its initial values are multiplied by ``init_scale``."""
         self.num_features, self.num_classes = width, num_classes
         self.head_init_scale, self.detach_head = init_scale, detach
-        self.head = ClassificationHead(width, num_classes, dropout=dropout)
+        self.head = ClassificationHead(width, num_classes, dropout=dropout)  # for 0 classes without a linear layer
 
     def init_all(self) -> None:
         """Initialise every weight (`init_weights`) and the position tables (truncated normal of 0.02)."""
@@ -182,10 +184,9 @@ class VideoTransformer(PositionEmbedding, abc.ABC):
 
     def reset_classifier(self, num_classes: int) -> None:
         """A new classifier with fresh weights; 0 removes it, so that the model returns the pooled features."""
-        old = self.get_classifier()
         self.num_classes = num_classes
-        self.head.projection = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.head.to(next(old.parameters(), self.norm.weight).device)
+        like = {"device": self.norm.weight.device, "dtype": self.norm.weight.dtype}
+        self.head.projection = classifier(self.num_features, num_classes).to(**like).train(self.head.training)
         init_weights(self.head.projection, self.init_scheme)
         self._scale_classifier()
 
