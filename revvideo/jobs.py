@@ -13,6 +13,7 @@ from fvcore.common.config import CfgNode
 
 import revvideo
 from revvideo import build
+from revvideo.build.checkpoint_config import warn_of_another_config
 from revvideo.config import config_notes, dump_config
 from revvideo.config.batch import batch_plan
 from revvideo.distributed.env import current_process
@@ -22,7 +23,7 @@ from revvideo.engine.events import EventLog
 from revvideo.engine.metrics import VideoScores
 from revvideo.engine.trainer import Trainer
 from revvideo.errors import InputError
-from revvideo.models.checkpoint_formats import load_weights, read_weights
+from revvideo.models.checkpoint_formats import LoadReport, Weights, fit_weights, load_weights, read_weights
 from revvideo.paths import path_manager
 
 logger = logging.getLogger(__name__)
@@ -146,7 +147,8 @@ def start_from_weights(cfg: CfgNode, trainer: Trainer, path: str) -> None:
     so that the classifier may be another one.
 
     Raises:
-        InputError: the weights do not fit; nothing is loaded.
+        InputError: the weights do not fit, or would have to be converted although their optimizer goes with them; the
+            model is as it was.
     """
     train = cfg.TRAIN
     if train.CHECKPOINT_INFLATE and train.CHECKPOINT_IN_INIT:
@@ -159,9 +161,28 @@ def start_from_weights(cfg: CfgNode, trainer: Trainer, path: str) -> None:
     if train.CHECKPOINT_EPOCH_RESET:
         allow |= {"head", "interpolate"}
     weights = read_weights(path, clear_patterns=train.CHECKPOINT_CLEAR_NAME_PATTERN)
-    load_weights(trainer.model, weights, allow=allow, inflation="repeat" if train.CHECKPOINT_IN_INIT else "mean")
-    if not (train.CHECKPOINT_EPOCH_RESET or inflate):
-        trainer.load({**weights.extra, "model_state": trainer.model.state_dict()}, source=path)
+    warn_of_another_config(cfg, weights.extra.get("cfg"), path)
+    if train.CHECKPOINT_EPOCH_RESET or inflate:
+        load_weights(trainer.model, weights, allow=allow, inflation="repeat" if train.CHECKPOINT_IN_INIT else "mean")
+        return
+    report, state = fit_weights(trainer.model, weights)
+    if "optimizer_state" in weights.extra:
+        _check_unchanged(weights, report, state)
+    logger.info("%s", report)
+    trainer.load({**weights.extra, "model_state": state}, source=path)
+
+
+def _check_unchanged(weights: Weights, report: LoadReport, state: dict[str, torch.Tensor]) -> None:
+    """Refuse an optimizer whose moments are of other tensors than the model's, `state`."""
+    file = weights.file_tensors
+    names = [name for name in state if name not in file or file[name].shape != state[name].shape]
+    names += [entry for entry in report.converted if "fixed positions" in entry]  # these have no moments
+    if names or len(file) != len(state):
+        listed = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+        raise InputError(
+            f"{weights.source}: its optimizer state is of other tensors than the model has, because the weights are "
+            f"converted while loading ({listed}); take the weights alone (TRAIN.CHECKPOINT_EPOCH_RESET True)"
+        )
 
 
 def check_test(cfg: CfgNode) -> None:
@@ -219,7 +240,9 @@ def load_tested_model(cfg: CfgNode) -> tuple[torch.nn.Module, str]:
             "True) or name one (TEST.CHECKPOINT_FILE_PATH)"
         )
     model = build.build_model(cfg)
-    load_weights(model, read_weights(path), allow={"interpolate"})
+    weights = read_weights(path)
+    warn_of_another_config(cfg, weights.extra.get("cfg"), path)
+    load_weights(model, weights, allow={"interpolate"})
     logger.info("evaluating %s", path)
     return model.to(build.choose_device(cfg)), path
 

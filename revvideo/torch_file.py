@@ -1,4 +1,4 @@
-"""Reading files of torch.save without executing anything in them."""
+"""Files of torch.save: read without executing anything in them, written with the errors of the system."""
 
 import os
 import pickle
@@ -17,9 +17,11 @@ def local_file(path: str | os.PathLike) -> str:
     """The local path of a checkpoint, fetched through the path manager where it is remote.
 
     Raises:
-        InputError: no such file.
+        InputError: no such file, or a folder.
     """
     local = path_manager.get_local_path(str(path))
+    if os.path.isdir(local):
+        raise InputError(f"{path} is a folder; expected a checkpoint file")
     if not os.path.isfile(local):
         raise InputError(f"{path}: no such checkpoint file")
     return local
@@ -47,6 +49,20 @@ def read_torch_file(path: str | os.PathLike) -> object:
         raise InputError(f"{path}: damaged, cut off, or no checkpoint ({first_line(error)})") from error
 
 
+def write_torch_file(path: str | os.PathLike, content: object) -> None:
+    """torch.save to a local file.
+
+    Raises:
+        OSError: the disk is full, there is no such folder, ...
+    """
+    with open(path, "wb") as file:
+        recorder = _Recorder(file)
+        try:
+            torch.save(content, recorder)
+        except RuntimeError as error:
+            raise (recorder.error or error) from error
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's message, at most 200 characters; its type where there is none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
@@ -60,3 +76,20 @@ def _read(local: str) -> object:
         if "mmap can only be used" not in str(error):
             raise
         return torch.load(local, **arguments)  # the format before torch 1.6, which some published weights have
+
+
+class _Recorder:
+    """Hands writes on to `file` and keeps an OSError, which torch's zip writer turns into a RuntimeError."""
+
+    def __init__(self, file):
+        self.file, self.error = file, None
+
+    def write(self, data) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()

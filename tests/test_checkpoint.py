@@ -80,12 +80,13 @@ def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path):
     code = f"""
         import os, signal, torch
         import revvideo.engine.checkpoint as checkpoint
-        def die(self, data, write=checkpoint._Recorder.write):
+        import revvideo.torch_file as torch_file
+        def die(self, data, write=torch_file._Recorder.write):
             write(self, data)
             if self.file.tell() > 1_000_000:
                 self.file.flush()
                 os.kill(os.getpid(), signal.SIGKILL)
-        checkpoint._Recorder.write = die
+        torch_file._Recorder.write = die
         weights = {{str(i): torch.zeros(100_000) for i in range(8)}}
         checkpoint.save_checkpoint({str(path)!r}, {{"epoch": 1, "model_state": weights}})
     """

@@ -87,6 +87,10 @@ def test_prefixes_of_names_are_removed(tmp_path):
     weights = read_weights(tmp_path / "other.pyth", clear_patterns=("encoder.",))
     assert weights.tensors.keys() == state.keys()
     assert weights.notes == (f"encoder. removed from {len(state)} names",)
+    torch.save({f"module._orig_mod.{name}": tensor for name, tensor in state.items()}, tmp_path / "compiled.pyth")
+    assert read_weights(tmp_path / "compiled.pyth").tensors.keys() == state.keys()
+    torch.save({"a.norm.a.weight": torch.ones(1)}, tmp_path / "first.pyth")
+    assert list(read_weights(tmp_path / "first.pyth", clear_patterns=("a.",)).tensors) == ["norm.a.weight"]
     torch.save({"a.norm": torch.ones(1), "norm": torch.ones(1)}, tmp_path / "twice.pyth")
     with pytest.raises(InputError, match=r"two tensors are called 'norm'"):
         read_weights(tmp_path / "twice.pyth", clear_patterns=("a.",))
@@ -132,6 +136,8 @@ def test_files_without_weights_are_refused(tmp_path, content, message):
 
 
 def test_missing_and_damaged_files_are_refused(tmp_path):
+    with pytest.raises(InputError, match="is a folder; expected a checkpoint file"):
+        read_weights(tmp_path)
     for name in ("a.pyth", "a.safetensors"):
         with pytest.raises(InputError, match="no such checkpoint file"):
             read_weights(tmp_path / name)

@@ -7,13 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from tiny_models import tiny_mvit, tiny_rev_mvit
 
 from revvideo import create_model, jobs
+from revvideo.build.checkpoint_config import config_differences
 from revvideo.cli.main import main
-from revvideo.config import load_config
+from revvideo.config import dump_config, load_config
 from revvideo.errors import InputError
 from revvideo.models.checkpoint_formats import read_weights, write_weights
+from revvideo.models.qkv_layout import separate_qkv
 
 NARROW = {"depth": 6, "embed_dim": 8, "input_size": (8, 32, 32)}
 
@@ -76,6 +79,10 @@ def test_weights_that_fit_are_reported(tmp_path, capsys):
         (["start.pyth", "start.pyth"], "same file"),
         (["start.pyth", "out.onnx"], "expected one of pyslowfast, safetensors"),
         (["start.pyth", "start.pyth/out.pyth"], "cannot be written"),
+        (["start.pyth", "/proc/out.pyth"], "cannot be written"),
+        (["start.pyth", "/proc/out.safetensors"], "cannot be written"),
+        (["start.pyth", "."], "is a folder"),
+        ([".", "out.pyth"], "is a folder"),
     ],
 )
 def test_wrong_input(tmp_path, monkeypatch, capsys, arguments, message):
@@ -113,6 +120,35 @@ def test_a_run_goes_on_with_the_optimizer_unless_it_says_not_to(tmp_path):
     trainer = started(tmp_path / "a.pyth", tiny_rev_mvit(), CHECKPOINT_EPOCH_RESET=True)
     assert trainer.progress is None
     assert same(trainer.model.state_dict(), state)
+
+
+def test_an_optimizer_is_not_taken_with_converted_weights(tmp_path):
+    state = separate_qkv({name: tensor + 1 for name, tensor in tiny_rev_mvit().state_dict().items()})
+    content = {"epoch": 3, "model_state": state, "optimizer_state": {"a": 1}}
+    torch.save(content, tmp_path / "a.pyth")
+    model = tiny_rev_mvit()
+    with pytest.raises(InputError, match=r"optimizer state is of other tensors.*TRAIN.CHECKPOINT_EPOCH_RESET True"):
+        started(tmp_path / "a.pyth", model)
+    assert same(model.state_dict(), tiny_rev_mvit().state_dict())
+    started(tmp_path / "a.pyth", model, CHECKPOINT_EPOCH_RESET=True)
+    assert same(separate_qkv(model.state_dict()), state)
+
+
+def test_the_config_in_a_checkpoint_is_compared(tmp_path, caplog):
+    cfg = load_config("demo/REV_MVIT_DEMO")
+    assert config_differences(cfg, yaml.safe_load(dump_config(cfg))) == []
+    other = load_config("demo/REV_MVIT_DEMO", ["MVIT.NUM_HEADS", 2, "MVIT.REV.RES_PATH", "max", "SOLVER.BASE_LR", 3.0])
+    mine = cfg.MVIT.NUM_HEADS
+    differences = [("MVIT.NUM_HEADS", 2, mine), ("MVIT.REV.RES_PATH", "max", "conv")]
+    assert config_differences(cfg, yaml.safe_load(dump_config(other))) == differences
+    assert config_differences(cfg, {"MVIT": {"CLS_EMBED_ON": True}, "MODEL": None}) == []
+    content = {"model_state": tiny_rev_mvit().state_dict()}
+    for text, message in ((dump_config(other), "MVIT.NUM_HEADS 2 (here"), ("a: [", "cannot be read"), ("x", "cannot")):
+        caplog.clear()
+        torch.save({**content, "cfg": text}, tmp_path / "a.pyth")
+        started(tmp_path / "a.pyth", tiny_rev_mvit(), CHECKPOINT_EPOCH_RESET=True)
+        (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert message in warning
 
 
 def test_fine_tuning_may_have_other_classes(tmp_path):

@@ -4,30 +4,21 @@ import logging
 
 import pytest
 import torch
+from loading import FINE_TUNING, NARROW, READABLE, SMALL, SMALL_IMAGE, as_weights, changed, refusal, saved, snapshot
 from tiny_models import CLIP_SHAPE, tiny_mvit, tiny_rev_mvit
 from torch import nn
 
 from revvideo import create_model
 from revvideo.errors import InputError
 from revvideo.models.block_plan import BlockSpec, plan_blocks
-from revvideo.models.checkpoint_formats import Weights, infer_overrides, load_weights, read_weights, write_weights
+from revvideo.models.checkpoint_formats import (
+    infer_overrides,
+    load_weights,
+    read_weights,
+)
 from revvideo.models.input_spec import InputSpec
 from revvideo.models.pooling_attention import AttentionOptions
-from revvideo.models.resize_positions import (
-    joint_grid,
-    resize_joint,
-    resize_relative,
-    resize_spatial,
-    resize_temporal,
-    square_side,
-)
 from revvideo.models.video_transformer import PatchSpec
-
-NARROW = {"embed_dim": 8}
-READABLE = {"depth": 6, "input_size": (8, 32, 32)}  # what weights tell, besides the width
-SMALL = READABLE | NARROW
-SMALL_IMAGE = SMALL | {"input_size": (1, 32, 32)}
-FINE_TUNING = {"head", "inflate", "interpolate"}
 
 
 def blocks(*, embed_dim: int = 8, num_heads: int = 1, kernel=(3, 3, 3)) -> list[BlockSpec]:
@@ -52,28 +43,6 @@ IMAGE = {
 }
 
 
-def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def changed(build, amount: float = 0.25, **options) -> nn.Module:
-    """A model whose weights are not those of a fresh one."""
-    model = build(**options)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(amount)
-    return model
-
-
-def refusal(model: nn.Module, weights, **options) -> str:
-    """The message of a refused load, which left the model as it was."""
-    before = snapshot(model)
-    with pytest.raises(InputError) as caught:
-        load_weights(model, weights, **options)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    return str(caught.value)
-
-
 def refusal_on_meta(model: tuple[str, dict], file: tuple[str, dict], allow=()) -> str:
     """The message for a model and a file of official widths, each a name and overrides, without their memory."""
     with torch.device("meta"):
@@ -81,17 +50,6 @@ def refusal_on_meta(model: tuple[str, dict], file: tuple[str, dict], allow=()) -
     with pytest.raises(InputError) as caught:
         load_weights(target, as_weights(state), allow=allow)
     return str(caught.value)
-
-
-def as_weights(state) -> Weights:
-    return Weights(state, "tensors", "some.pyth", state)
-
-
-def saved(tmp_path, name: str, **overrides) -> str:
-    """A file with the weights of an official network, made small."""
-    torch.manual_seed(3)
-    model = create_model(name, **overrides)
-    return str(write_weights(tmp_path / f"{name}.pyth", model.state_dict()))
 
 
 # Strictness
@@ -243,68 +201,35 @@ def test_the_dtype_is_the_models_and_reported():
     assert model.cls_token.dtype == torch.float32
 
 
-# Interpolation
+# Names and wrappers
 
 
-def test_tables_of_another_size_are_interpolated_with_permission():
-    source = changed(tiny_mvit)
-    larger = {"input_spec": InputSpec(frames=12, size=(48, 48))}
-    message = refusal(tiny_mvit(**larger), source.state_dict())
-    assert 'allow={"interpolate"} loads it' in message
-    model = tiny_mvit(**larger)
-    report = load_weights(model, source.state_dict(), allow={"interpolate"})
-    assert report.interpolated == [
-        "pos_embed_spatial ((1, 64, 8) -> (1, 144, 8))",
-        "pos_embed_temporal ((1, 4, 8) -> (1, 6, 8))",
-    ]
-    expected = resize_spatial(source.pos_embed_spatial, (8, 8), (12, 12))
-    assert torch.equal(model.pos_embed_spatial, expected)
-    assert torch.equal(model.pos_embed_class, source.pos_embed_class)
-    assert model(torch.randn(1, 3, 12, 48, 48)).isfinite().all()
+def test_a_permission_as_a_string_is_refused():
+    with pytest.raises(ValueError, match=r"allow is 'head', a string; pass a set, such as \{\"head\"\}"):
+        load_weights(tiny_mvit(), tiny_mvit().state_dict(), allow="head")
 
 
-def test_relative_positions_and_joint_tables_are_interpolated():
-    options = {"attention": AttentionOptions(relative_space=True, relative_time=True), "positions": "joint"}
-    larger = InputSpec(frames=8, size=(48, 48))
-    source, model = changed(tiny_mvit, **options), tiny_mvit(**options, input_spec=larger)
-    report = load_weights(model, source.state_dict(), allow={"interpolate"})
-    assert len(report.interpolated) == 1 + 6 * 2
-    expected = resize_joint(source.pos_embed, (4, 8, 8), (4, 12, 12), class_token=True)
-    assert torch.equal(model.pos_embed, expected)
-    assert torch.equal(model.pos_embed[:, 0], source.pos_embed[:, 0])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
+def test_prefixes_of_a_state_dict_are_removed(prefix):
+    state = changed(tiny_mvit).state_dict()
+    model = tiny_mvit()
+    load_weights(model, {f"{prefix}{name}": tensor for name, tensor in state.items()})
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_table_of_no_square_is_not_interpolated():
-    state = snapshot(tiny_mvit())
-    state["pos_embed_spatial"] = torch.ones(1, 60, 8)
-    message = refusal(tiny_mvit(), state, allow={"interpolate"})
-    assert "pos_embed_spatial cannot be interpolated: a table of 60 rows is for no square grid" in message
+def test_a_compiled_model_is_loaded():
+    state, model = changed(tiny_mvit).state_dict(), tiny_mvit()
+    assert load_weights(torch.compile(model), state).exact
+    assert torch.equal(model.norm.weight, state["norm.weight"])
+    assert load_weights(tiny_mvit(), torch.compile(model).state_dict()).exact
 
 
-def test_resizing_keeps_constants_and_the_same_size():
-    table = torch.randn(1, 24, 3)
-    same = {"rtol": 0, "atol": 1e-6}
-    torch.testing.assert_close(resize_spatial(table, (4, 6), (4, 6)), table, **same)
-    torch.testing.assert_close(resize_temporal(table, 24), table, **same)
-    torch.testing.assert_close(resize_relative(table[0], 24), table[0], **same)
-    torch.testing.assert_close(resize_joint(table, (2, 3, 4), (2, 3, 4), class_token=False), table, **same)
-    ones = torch.ones(1, 24, 3)
-    assert resize_spatial(ones, (4, 6), (5, 9)).shape == (1, 45, 3)
-    torch.testing.assert_close(resize_spatial(ones, (4, 6), (5, 9)), torch.ones(1, 45, 3))
-    ramp = resize_temporal(torch.tensor([0.0, 1.0]).view(1, 2, 1), 4)
-    torch.testing.assert_close(ramp[0, :, 0], torch.tensor([0, 0.25, 0.75, 1]))
-    assert resize_relative(torch.ones(15, 3), 27).shape == (27, 3)
-    assert resize_joint(torch.ones(1, 25, 3), (2, 3, 4), (4, 6, 8), class_token=True).shape == (1, 193, 3)
-
-
-def test_the_grid_of_a_table():
-    assert square_side(49) == 7
-    assert joint_grid(4 * 49, (4, 14, 14)) == (4, 7, 7)
-    assert joint_grid(8 * 6, (4, 2, 3)) == (8, 2, 3)
-    with pytest.raises(ValueError, match="neither 4 square frames nor frames of 14 x 14"):
-        joint_grid(97, (4, 14, 14))
-    with pytest.raises(ValueError, match="0 rows"):
-        square_side(0)
+def test_pyslowfasts_wrapper_of_a_baseline_is_taken_off():
+    baseline = create_model("ptv/x3d_xs", num_classes=5)
+    state = {f"model.{name}": tensor for name, tensor in baseline.state_dict().items()}
+    report = load_weights(baseline, as_weights(state))
+    assert len(report.matched) == len(state)
+    assert report.converted == ["the prefix model. removed from all names"]
 
 
 # Inflation

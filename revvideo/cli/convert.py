@@ -26,6 +26,8 @@ def run(args: argparse.Namespace) -> int:
 
     if Path(args.input).resolve() == Path(args.output).resolve():
         raise InputError(f"IN and OUT are the same file, {args.input}; choose another OUT")
+    if Path(args.output).is_dir():
+        raise InputError(f"OUT, {args.output}, is a folder; name a file in it")
     weights = read_weights(args.input)
     tensors = _with_layout(weights.tensors, separate=args.separate_qkv, fused=args.fused_qkv)
     count = sum(tensor.numel() for tensor in tensors.values())

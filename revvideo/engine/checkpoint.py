@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from revvideo.errors import InputError
 from revvideo.paths import replace_file
-from revvideo.torch_file import read_torch_file
+from revvideo.torch_file import read_torch_file, write_torch_file
 
 logger = logging.getLogger(__name__)
 
@@ -76,15 +76,7 @@ def save_checkpoint(path: str | os.PathLike, state: dict) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
 
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            recorder = _Recorder(file)
-            try:
-                torch.save(state, recorder)
-            except RuntimeError as error:
-                raise (recorder.error or error) from error
-
-    replace_file(path, write, durable=True)
+    replace_file(path, lambda temporary: write_torch_file(temporary, state), durable=True)
     return path
 
 
@@ -199,20 +191,3 @@ def _without_module(state: Mapping) -> Mapping:
 
 def _shape(value) -> tuple | str:
     return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-
-
-class _Recorder:
-    """Hands writes on to `file` and keeps an OSError, which torch's zip writer turns into a RuntimeError."""
-
-    def __init__(self, file):
-        self.file, self.error = file, None
-
-    def write(self, data) -> int:
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self.file.flush()

@@ -1,14 +1,17 @@
 """Fits the tensors of a file to those of a model, as far as the permissions allow. Nothing is loaded here."""
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from revvideo.models.fixed_positions import fixed_grid, is_same_table
 from revvideo.models.qkv_layout import fuse_qkv, fused_name, part_names, separate_qkv
 from revvideo.models.resize_positions import (
     Grid,
+    grid_text,
     joint_grid,
     resize_joint,
     resize_relative,
@@ -42,6 +45,8 @@ class Fitting:
         head: names of the classifier's tensors.
         allow: some of `PERMISSIONS`.
         inflation: one of `INFLATIONS`.
+        source_grid: (T, H, W) of the file's tokens, where it is known.
+        fixed: the table ``pos_embed`` of a model with fixed positions; None for any other model.
     """
 
     def __init__(
@@ -53,14 +58,19 @@ class Fitting:
         head: set[str],
         allow: frozenset[str],
         inflation: str,
+        source_grid: Grid | None = None,
+        fixed: Tensor | None = None,
     ):
         self.file, self.target, self.grid, self.head, self.allow = dict(tensors), target, grid, head, allow
+        self.source_grid, self.fixed = source_grid, fixed
         self.changes: dict[str, tuple[str, str]] = {}
         self.problems: list[str] = []
         self.unused: list[str] = []
         self.pretraining = [name for name in tensors if _PRETRAINING.match(name) and name not in target]
         self.class_rows = int("cls_token" in tensors)
+        self.image = self._patch_axes(self.file) == 4
         self._match_qkv()
+        self._match_fixed_positions()
         if "inflate" in allow and self._is_inflation():
             self._inflate(inflation)
         self._join_tables()
@@ -76,7 +86,7 @@ class Fitting:
 
     @property
     def fits(self) -> bool:
-        return not any(self.differences().values())
+        return not self.problems and not any(self.differences().values())
 
     def differences(self) -> dict[str, list[str]]:
         """Names and shapes that are missing in the file, unexpected in it, and of another shape."""
@@ -86,6 +96,11 @@ class Fitting:
         return {
             "missing": [f"{name} {want[name]}" for name in want if name not in have and name not in optional],
             "unexpected": [f"{name} {have[name]}" for name in have if name not in want],
+            "of another grid": [
+                f"{name} {grid_text(self.source_grid)} instead of {grid_text(self.grid)}"
+                for name in want
+                if have.get(name) == want[name] and self._has_other_grid(name)
+            ],
             "of another shape": [
                 f"{name} {have[name]} instead of {want[name]}"
                 for name in want
@@ -115,10 +130,33 @@ class Fitting:
         others = part_names(name) or [fused_name(name)]
         return all(self.changes.get(other, ("",))[0] == "converted" for other in others)
 
+    def _match_fixed_positions(self) -> None:
+        """Fixed positions are no weights: a model that has them keeps its own, and takes none that were learned."""
+        table = self.file.get("pos_embed")
+        if table is None or "pos_embed" not in self.target:
+            return
+        grid = fixed_grid(table, self.class_rows)
+        self.source_grid = grid or self.source_grid
+        if self.fixed is None:
+            if grid is not None:
+                self._put("pos_embed", table, "converted", "fixed positions become learned ones")
+            return
+        if grid is None and not (table.is_meta or is_same_table(table, self.fixed)):
+            self.problems.append(
+                "pos_embed is a learned table, but the model has fixed positions (MVIT.USE_FIXED_SINCOS_POS)"
+            )
+        elif grid not in (None, self.grid) and self.allow & {"interpolate", "inflate"}:
+            self._put("pos_embed", self.fixed, "converted", "fixed positions, computed for the model's grid")
+            self.source_grid = self.grid
+
+    @staticmethod
+    def _patch_axes(tensors: Mapping[str, Tensor]) -> int | None:
+        patch = tensors.get("patch_embed.proj.weight")
+        return None if patch is None else patch.ndim
+
     def _is_inflation(self) -> bool:
         """Whether the file is of an image network and the model of a video network."""
-        ours, theirs = self.target.get("patch_embed.proj.weight"), self.file.get("patch_embed.proj.weight")
-        return ours is not None and theirs is not None and (theirs.ndim, ours.ndim) == (4, 5)
+        return (self._patch_axes(self.file), self._patch_axes(self.target)) == (4, 5)
 
     def _inflate(self, inflation: str) -> None:
         for name, want in self.target.items():
@@ -141,10 +179,12 @@ class Fitting:
             self._put("pos_embed_spatial", rest, "inflated", "from pos_embed")
             if self.class_rows:
                 self._put("pos_embed_class", table[:, :1], "inflated", "row 0 of pos_embed")
-        elif table is not None and "pos_embed" in self.target and self.grid is not None:
+        elif table is not None and "pos_embed" in self.target and self.grid is not None and self.fixed is None:
             first, rest = table[:, : self.class_rows], table[:, self.class_rows :]
             repeated = torch.cat([first, rest.repeat(1, self.grid[0], 1)], dim=1)
             self._put("pos_embed", repeated, "inflated", f"repeated over {self.grid[0]} steps of time")
+            space = self.source_grid[1:] if self.source_grid else self._square(rest)
+            self.source_grid = (self.grid[0], *space) if space else None
         for name, want in self.target.items():
             if name not in self.file and (name == "pos_embed_temporal" or name.endswith(".rel_pos_t")):
                 self._put(name, torch.zeros(want.shape), "inflated", "zeros: the image has no time")
@@ -157,41 +197,72 @@ class Fitting:
         if any(part in self.target for part in parts):
             return
         space, time = (self.file.pop(part) for part in parts)
+        sides = self._square(space)
+        if sides and self.source_grid is None:
+            self.source_grid = (time.shape[1], *sides)
         table = space.repeat(1, time.shape[1], 1) + time.repeat_interleave(space.shape[1], dim=1)
         first = self.file.pop("pos_embed_class", space[:, :0])
         how = "the sum of pos_embed_spatial and pos_embed_temporal"
         self._put("pos_embed", torch.cat([first, table], dim=1), "converted", how)
 
+    @staticmethod
+    def _square(table: Tensor) -> tuple[int, int] | None:
+        """Height and width of a spatial table ``(1, N, D)``; None if it is no square."""
+        try:
+            return (square_side(table.shape[1]),) * 2
+        except ValueError:
+            return None
+
+    def _has_other_grid(self, name: str) -> bool:
+        """Whether a table of the model's length is known to be for another grid, such as 8 x 32 instead of 16 x 16."""
+        if self.source_grid is None or self.grid is None:
+            return False
+        if name == "pos_embed":
+            return self.source_grid != self.grid
+        return name == "pos_embed_spatial" and self.source_grid[1:] != self.grid[1:]
+
     def _interpolate(self) -> None:
         for name, want in self.target.items():
             have = self.file.get(name)
-            if have is None or have.ndim != want.ndim or have.shape == want.shape or have.shape[-1] != want.shape[-1]:
+            if have is None or (have.shape == want.shape and not self._has_other_grid(name)):
                 continue
-            resize = self._resizer(name, want)
-            if resize is None:
+            if have.ndim != want.ndim or have.shape[-1] != want.shape[-1]:
                 continue
             try:
-                resized = resize(have)
+                resized = self._resize(name, have, want)
             except ValueError as error:
                 self.problems.append(f"{name} cannot be interpolated: {error}")
                 continue
-            if resized.shape == want.shape:
-                self._put(name, resized, "interpolated", f"{tuple(have.shape)} -> {tuple(want.shape)}")
+            if resized is not None and resized[0].shape == want.shape:
+                self._put(name, resized[0], "interpolated", resized[1])
+        if not self.problems:
+            self.source_grid = None  # every table is for the model's grid now
 
-    def _resizer(self, name: str, want: Tensor) -> Callable[[Tensor], Tensor] | None:
-        """The function that brings a table of this name to the length of ``want``; None if it is no position table."""
+    def _resize(self, name: str, have: Tensor, want: Tensor) -> tuple[Tensor, str] | None:
+        """A table of this name at the length of ``want``, and what was done; None if it is no position table."""
+        how = f"{tuple(have.shape)} -> {tuple(want.shape)}"
         if _RELATIVE.fullmatch(name):
-            return lambda table: resize_relative(table, want.shape[0])
+            return resize_relative(have, want.shape[0]), how
         if name == "pos_embed_temporal":
-            return lambda table: resize_temporal(table, want.shape[1])
+            return resize_temporal(have, want.shape[1]), how
         if self.grid is None or name not in ("pos_embed", "pos_embed_spatial"):
             return None
-        grid = self.grid
         if name == "pos_embed_spatial":
-            return lambda table: resize_spatial(table, (square_side(table.shape[1]),) * 2, grid[1:])
-        return lambda table: resize_joint(
-            table, joint_grid(table.shape[1] - self.class_rows, grid), grid, class_token=bool(self.class_rows)
-        )
+            source = self.source_grid[1:] if self.source_grid else (square_side(have.shape[1]),) * 2
+            self._check_rows(have.shape[1], source)
+            return resize_spatial(have, source, self.grid[1:]), how
+        rows = have.shape[1] - self.class_rows
+        grid = self.source_grid or joint_grid(rows, self.grid, image=self.image)
+        self._check_rows(rows, grid)
+        resized = resize_joint(have, grid, self.grid, class_token=bool(self.class_rows))
+        return resized, f"{grid_text(grid)} -> {grid_text(self.grid)}"
+
+    @staticmethod
+    def _check_rows(rows: int, grid: tuple[int, ...]) -> None:
+        if math.prod(grid) != rows:
+            raise ValueError(
+                f"a grid of {grid_text(grid)} tokens (source_grid) needs {math.prod(grid)} rows, not {rows}"
+            )
 
     def _leave_out_heads(self) -> None:
         for name in self.pretraining:

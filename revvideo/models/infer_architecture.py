@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from revvideo.models.fixed_positions import fixed_grid
 from revvideo.models.weights_file import Weights
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Architecture:
         embed_dim: width of the tokens before the first block.
         widths: width after each block.
         class_token: whether there is one.
-        positions: ``"separable"``, ``"joint"`` or ``"none"``.
+        positions: ``"separable"``, ``"joint"``, ``"none"``, or ``"sincos"`` for fixed ones, by their numbers.
         relative: whether there are relative positions in space.
         separate_qkv: ``q``, ``k``, ``v`` or a fused ``qkv``.
         qkv_bias: whether those have a bias.
@@ -123,6 +124,8 @@ def read_architecture(tensors: Mapping[str, Tensor]) -> Architecture | None:
     first = f"{prefix}.0.{attention}"
     fuse = _fusions(tensors, prefix, patch.shape[0], widths) if reversible else (None, None)
     class_token = "cls_token" in tensors
+    fixed = fixed_grid(tensors["pos_embed"], int(class_token)) if "pos_embed" in tensors else None
+    positions = "separable" if "pos_embed_spatial" in tensors else "joint" if "pos_embed" in tensors else "none"
     return Architecture(
         reversible=reversible,
         image=patch.ndim == 4,
@@ -130,15 +133,24 @@ def read_architecture(tensors: Mapping[str, Tensor]) -> Architecture | None:
         embed_dim=patch.shape[0],
         widths=widths,
         class_token=class_token,
-        positions="separable" if "pos_embed_spatial" in tensors else "joint" if "pos_embed" in tensors else "none",
+        positions="sincos" if fixed else positions,
         relative=f"{first}.rel_pos_h" in tensors,
         separate_qkv=f"{first}.q.weight" in tensors,
         qkv_bias=f"{first}.qkv.bias" in tensors or f"{first}.q.bias" in tensors,
         num_classes=None if head is None else head.shape[0],
         pre_q_fusion=fuse[0],
         respath_fuse=fuse[1],
-        grid=_grid(tensors, first, image=patch.ndim == 4, class_token=class_token),
+        grid=fixed or _grid(tensors, first, image=patch.ndim == 4, class_token=class_token),
     )
+
+
+def architecture_of(model: nn.Module) -> Architecture | None:
+    """`read_architecture` of a model, which may be without memory and knows whether its positions are fixed."""
+    built = read_architecture(model.state_dict())
+    positions = getattr(model, "positions", None)
+    if built is None or positions is None:
+        return built
+    return dataclasses.replace(built, positions=positions, grid=model.grid)
 
 
 def infer_overrides(weights: Weights, name: str) -> dict[str, Any]:
@@ -160,6 +172,12 @@ def infer_overrides(weights: Weights, name: str) -> dict[str, Any]:
             "the average is taken (%s)",
             *(weights.source, ", ".join(guessed)),
         )
+    if overrides.get("positions") == "sincos_twice":
+        logger.warning(
+            "%s: its positions are fixed; whether they are added once, or twice as in PySlowFast unless "
+            'MVIT.USE_ABS_POS is off, cannot be told: twice is assumed (pass positions="sincos" for once)',
+            weights.source,
+        )
     if overrides:
         logger.info("%s: %s is built with %s", weights.source, name, overrides)
     return overrides
@@ -171,7 +189,7 @@ def find_overrides(weights: Weights, name: str) -> dict[str, Any]:
 
     with torch.device("meta"):
         model = create_model(name)
-    held, built = read_architecture(weights.tensors), read_architecture(model.state_dict())
+    held, built = read_architecture(weights.tensors), architecture_of(model)
     if held is None or built is None:
         what = weights.source if held is None else name
         raise ValueError(
@@ -194,9 +212,15 @@ def architecture_overrides(held: Architecture, built: Architecture) -> dict[str,
     names = ["num_classes", "depth", "separate_qkv", "qkv_bias", "in_channels"]
     names += ["pre_q_fusion", "respath_fuse"] if held.reversible else ["class_token"]
     names += ["positions"] if held.image == built.image else []
-    return {
+    overrides = {
         name: value for name in names if (value := getattr(held, name)) is not None and value != getattr(built, name)
     }
+    if overrides.get("positions") == "sincos":  # the file does not tell whether they are added once or twice
+        if built.positions == "sincos_twice":
+            del overrides["positions"]
+        else:
+            overrides["positions"] = "sincos_twice"
+    return overrides
 
 
 def _fusions(

@@ -7,6 +7,7 @@ separate tables for space and time are added up to a joint one. Everything else 
 import dataclasses
 import itertools
 import logging
+import math
 import os
 from collections.abc import Collection, Mapping
 
@@ -15,13 +16,16 @@ from torch import Tensor, nn
 
 from revvideo.errors import InputError
 from revvideo.models.fitting import INFLATIONS, PERMISSIONS, Fitting
+from revvideo.models.fixed_positions import fixed_table
 from revvideo.models.infer_architecture import (
     Architecture,
+    architecture_of,
     architecture_overrides,
     find_overrides,
     read_architecture,
 )
-from revvideo.models.weights_file import Weights, read_weights
+from revvideo.models.resize_positions import Grid
+from revvideo.models.weights_file import Weights, read_weights, without_wrappers
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +45,7 @@ _OVERRIDE_KEYS = {
     "pre_q_fusion": "MVIT.REV.PRE_Q_FUSION",
     "respath_fuse": "MVIT.REV.RESPATH_FUSE",
     "in_channels": "DATA.INPUT_CHANNEL_NUM",
-    "positions": "MVIT.USE_ABS_POS, MVIT.SEP_POS_EMBED",
+    "positions": "MVIT.USE_ABS_POS, MVIT.SEP_POS_EMBED, MVIT.USE_FIXED_SINCOS_POS",
 }
 
 
@@ -69,7 +73,10 @@ class LoadReport:
 
     @property
     def exact(self) -> bool:
-        """Whether the model now computes what the file's network computes."""
+        """Whether every number of the file went in unchanged; fixed positions, which are computed, aside.
+
+        What a file cannot tell (docs/checkpoints.md) may still differ, such as the number of heads.
+        """
         return not (self.interpolated or self.inflated or self.skipped)
 
     def __str__(self) -> str:
@@ -87,6 +94,7 @@ def load_weights(
     *,
     allow: Collection[str] = (),
     inflation: str = "mean",
+    source_grid: Grid | None = None,
 ) -> LoadReport:
     """Load weights into ``model``; on an error nothing of it has changed.
 
@@ -102,16 +110,17 @@ def load_weights(
         inflation: ``"mean"``: a kernel is repeated over time and divided by the repeats (TRAIN.CHECKPOINT_INFLATE), so
             that a still clip gives what the image gave, but at its ends; ``"repeat"``: not
             divided (TRAIN.CHECKPOINT_IN_INIT).
+        source_grid: tokens along (T, H, W) of the file's network, for tables whose length does not tell them.
 
     Returns:
         The report, which is logged, too: as a warning unless it is `LoadReport.exact`.
 
     Raises:
-        ValueError: an unknown permission or inflation.
+        ValueError: an unknown permission or inflation, or a source_grid that is no three numbers.
         InputError: a tensor is missing, unexpected or of another shape; with what the file holds and what loads it.
     """
-    report, state = fit_weights(model, weights, allow=allow, inflation=inflation)
-    _unwrapped(model).load_state_dict(state)
+    report, state = fit_weights(model, weights, allow=allow, inflation=inflation, source_grid=source_grid)
+    unwrapped(model).load_state_dict(state)
     logger.log(logging.INFO if report.exact else logging.WARNING, "%s", report)
     return report
 
@@ -122,22 +131,22 @@ def fit_weights(
     *,
     allow: Collection[str] = (),
     inflation: str = "mean",
+    source_grid: Grid | None = None,
 ) -> tuple[LoadReport, dict[str, Tensor]]:
     """What `load_weights` would load, as a whole state dict, and its report; the model may be without memory (meta)."""
-    if not set(allow) <= set(PERMISSIONS):
-        raise ValueError(f"allow is {sorted(allow)}; expected some of {', '.join(PERMISSIONS)}")
-    if inflation not in INFLATIONS:
-        raise ValueError(f"inflation is {inflation!r}; expected one of {', '.join(INFLATIONS)}")
+    _check_arguments(allow, inflation, source_grid)
+    network = unwrapped(model)
+    target = network.state_dict()
     if isinstance(weights, str | os.PathLike):
         weights = read_weights(weights)
     elif not isinstance(weights, Weights):
-        weights = Weights(weights, "tensors", "the state dict given", weights)
-    network, tensors = _unwrapped(model), dict(weights.tensors)
-    target = network.state_dict()
-    notes = list(weights.notes)
-    if weights.file_tensors.keys() == target.keys():  # a model that has the file's own names, such as a baseline
-        tensors, notes = dict(weights.file_tensors), []
-    arguments = {"grid": getattr(network, "grid", None), "head": _head_names(network), "inflation": inflation}
+        tensors = dict(weights) if weights.keys() == target.keys() else without_wrappers(weights)
+        weights = Weights(tensors, "tensors", "the state dict given", tensors)
+    tensors, notes = _under_names_of(target, weights)
+    arguments = _fitting_arguments(network) | {
+        "inflation": inflation,
+        "source_grid": tuple(source_grid) if source_grid else _known_grid(tensors),
+    }
     fitting = Fitting(tensors, target, allow=frozenset(allow), **arguments)
     if not fitting.fits:
         ways = _more_permissions(allow)
@@ -152,8 +161,56 @@ def fit_weights(
     return report, {**target, **fitting.fitted}
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside of DDP and torch.compile."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def _check_arguments(allow: Collection[str], inflation: str, source_grid: Grid | None) -> None:
+    if isinstance(allow, str):
+        raise ValueError(f'allow is {allow!r}, a string; pass a set, such as {{"{allow}"}}')
+    if not set(allow) <= set(PERMISSIONS):
+        raise ValueError(f"allow is {sorted(allow)}; expected some of {', '.join(PERMISSIONS)}")
+    if inflation not in INFLATIONS:
+        raise ValueError(f"inflation is {inflation!r}; expected one of {', '.join(INFLATIONS)}")
+    if source_grid is not None and (len(source_grid) != 3 or any(n < 1 for n in source_grid)):
+        raise ValueError(f"source_grid is {source_grid!r}; expected three numbers from 1, the tokens along (T, H, W)")
+
+
+def _under_names_of(target: Mapping[str, Tensor], weights: Weights) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors under the names of the model, and the notes on it: the file's own, or PySlowFast's.
+
+    PySlowFast's wrappers of pytorchvideo's networks put ``model.`` before all names.
+    """
+    if weights.file_tensors.keys() == target.keys():  # a model that has the file's own names, such as a baseline
+        return dict(weights.file_tensors), []
+    bare = {name.removeprefix("model."): tensor for name, tensor in weights.file_tensors.items()}
+    if bare.keys() == target.keys() and len(bare) == len(weights.file_tensors):
+        return bare, ["the prefix model. removed from all names"]
+    return dict(weights.tensors), list(weights.notes)
+
+
+def _fitting_arguments(network: nn.Module) -> dict:
+    """What `Fitting` asks of a model."""
+    grid, positions = getattr(network, "grid", None), str(getattr(network, "positions", ""))
+    fixed = None
+    if positions.startswith("sincos"):
+        fixed = fixed_table(grid, network.pos_embed.shape[-1], int(network.cls_token is not None))
+    return {"grid": grid, "head": _head_names(network), "fixed": fixed}
+
+
+def _known_grid(tensors: Mapping[str, Tensor]) -> Grid | None:
+    """The grid of a file's joint table where something else in the file tells it."""
+    held, table = read_architecture(tensors), tensors.get("pos_embed")
+    if held is None or table is None or None in held.grid:
+        return None
+    return held.grid if math.prod(held.grid) == table.shape[1] - held.class_token else None
 
 
 def _head_names(model: nn.Module) -> set[str]:
@@ -195,7 +252,7 @@ def _refusal(
         if entries:
             lines.append(f"  {len(entries)} {difference}: {_some(entries)}")
     lines += [f"  {problem}" for problem in fitting.problems]
-    held, built = read_architecture(tensors), read_architecture(target)
+    held, built = read_architecture(tensors), architecture_of(network)
     if held is not None:
         lines.append(f"  The file holds a {held}.")
     if built is not None:
@@ -205,12 +262,14 @@ def _refusal(
             f"  {len(fitting.pretraining)} tensors are of a pre-training network (MAE, MaskFeat: decoder, prediction "
             'head, mask token); allow={"head"} leaves them out.'
         )
-    if enough is None:
+    unknown = [] if held is None else _unknown_size(held, tensors, target)
+    if enough is None and not unknown:
         lines.append("  It is a checkpoint of another architecture.")
-    else:
+    elif enough is not None:
         covered = {"interpolate"} if "inflate" in enough else set()  # by the key of the inflation
         keys = sorted({f"{_KEYS[permission]} True" for permission in enough - fitting.allow - covered})
         lines.append(f"  allow={_set(enough)} loads it (in a config: {', '.join(keys)}).")
+    lines += unknown
     if held is not None and built is not None:
         lines += _differences_in_words(held, built)
         if enough is None or architecture_overrides(held, built):
@@ -232,6 +291,18 @@ def _differences_in_words(held: Architecture, built: Architecture) -> list[str]:
     return lines
 
 
+def _unknown_size(held: Architecture, tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> list[str]:
+    """A line on the joint table of a video network where it is of another length and nothing tells its grid."""
+    shapes = [table.shape for table in (tensors.get("pos_embed"), target.get("pos_embed")) if table is not None]
+    if held.positions != "joint" or None not in held.grid or len(shapes) < 2 or shapes[0] == shapes[1]:
+        return []
+    return [
+        "  The input size of the file is unknown: its joint table does not tell the grid of the tokens. Build the "
+        "model with input_size=(frames, height, width) of the file, or interpolate with load_weights(..., "
+        "source_grid=(T', H', W'), allow={\"interpolate\"})."
+    ]
+
+
 def _call_that_loads(weights: Weights, held: Architecture, built: Architecture) -> list[str]:
     """A line with a call of `create_model` that was tried on shapes; none if no official model takes the file."""
     from revvideo.models.registry import create_model
@@ -245,7 +316,8 @@ def _call_that_loads(weights: Weights, held: Architecture, built: Architecture) 
                 model = create_model(name, **find_overrides(weights, name))
         except ValueError:  # such as too few blocks for the model's stages
             continue
-        target, arguments = model.state_dict(), {"grid": model.grid, "head": _head_names(model), "inflation": "mean"}
+        target = model.state_dict()
+        arguments = _fitting_arguments(model) | {"inflation": "mean", "source_grid": _known_grid(weights.tensors)}
         for way in (frozenset(), *_more_permissions(())):
             if Fitting(weights.tensors, target, allow=way, **arguments).fits:
                 allow = f", allow={_set(way)}" if way else ""

@@ -25,22 +25,41 @@ def square_side(rows: int) -> int:
     return side
 
 
-def joint_grid(rows: int, target: Grid) -> Grid:
+def joint_grid(rows: int, target: Grid, *, image: bool = False) -> Grid:
     """The grid of a joint table of ``rows`` tokens that becomes one for ``target``: as many frames, or as many pixels.
 
+    Args:
+        rows: of the table, without a class token's.
+        target: the grid that it is resized to.
+        image: whether the table is of an image network, whose grid has one frame.
+
     Raises:
-        ValueError: neither gives a whole number of square frames.
+        ValueError: neither gives a whole number of square frames, or both do, with different grids.
     """
     frames, height, width = target
+    if image:
+        return 1, square_side(rows), square_side(rows)
+    readings = []
     if rows % frames == 0 and math.isqrt(rows // frames) ** 2 == rows // frames:
         side = square_side(rows // frames)
-        return frames, side, side
+        readings.append((frames, side, side))
     if rows % (height * width) == 0:
-        return rows // (height * width), height, width
+        readings.append((rows // (height * width), height, width))
+    readings = list(dict.fromkeys(readings))
+    if len(readings) == 1:
+        return readings[0]
+    settle = "its grid is unknown; load_weights(..., source_grid=(T', H', W')) says which it is"
+    if readings:
+        fitting = " or ".join(grid_text(reading) for reading in readings)
+        raise ValueError(f"a table of {rows} rows may be for {fitting} tokens, so {settle}")
     raise ValueError(
-        f"a table of {rows} rows is neither {frames} square frames nor frames of {height} x {width} tokens, so its "
-        "grid is unknown"
+        f"a table of {rows} rows is neither {frames} square frames nor frames of {height} x {width} tokens, so {settle}"
     )
+
+
+def grid_text(grid: Grid | tuple[int, int]) -> str:
+    """``(8, 14, 14)`` -> ``8 x 14 x 14``."""
+    return " x ".join(map(str, grid))
 
 
 def resize_spatial(table: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:

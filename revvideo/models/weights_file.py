@@ -14,10 +14,11 @@ from torch import Tensor
 from revvideo.errors import InputError
 from revvideo.models.foreign_names import translate
 from revvideo.paths import replace_file
-from revvideo.torch_file import first_line, local_file, read_torch_file
+from revvideo.torch_file import first_line, local_file, read_torch_file, write_torch_file
 
 FORMATS = ("pyslowfast", "safetensors")
 _WEIGHTS_KEYS = ("model_state", "state_dict", "model")  # PySlowFast, revvideo, pytorchvideo; mmpretrain; MAE
+_WRAPPERS = ("module.", "_orig_mod.")
 _OWN_KEYS = ("random_state", "best_top1")  # revvideo writes them, PySlowFast does not
 
 
@@ -46,11 +47,13 @@ class Weights:
 def read_weights(path: str | os.PathLike, *, clear_patterns: Sequence[str] = ()) -> Weights:
     """Read a file of weights of PySlowFast, revvideo, pytorchvideo (MViT), mmpretrain (RevViT) or safetensors.
 
-    Nothing in it is executed. A prefix ``module.`` on all names, which DDP leaves, is removed.
+    Nothing in it is executed. A prefix ``module.`` or ``_orig_mod.`` on all names, which DDP and torch.compile
+    leave, is removed.
 
     Args:
         path: local, or remote through the path manager.
-        clear_patterns: parts to remove from the names, wherever they stand (TRAIN.CHECKPOINT_CLEAR_NAME_PATTERN).
+        clear_patterns: parts to remove from the names, each once, where it stands first
+            (TRAIN.CHECKPOINT_CLEAR_NAME_PATTERN).
 
     Raises:
         InputError: no such file, a damaged one, one that needs more than tensors and plain values, a Caffe2 file, or
@@ -70,9 +73,7 @@ def read_weights(path: str | os.PathLike, *, clear_patterns: Sequence[str] = ())
         tensors, extra, kind = _find_weights(read_torch_file(path), source)
     if not tensors:
         raise InputError(f"{source}: holds no weights")
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    cleared = _clear(tensors, clear_patterns, source)
+    cleared = _clear(without_wrappers(tensors), clear_patterns, source)
     translated, project, notes = translate(cleared, source=source)
     if clear_patterns:
         changed = len(tensors.keys() - cleared.keys())
@@ -100,6 +101,7 @@ def write_weights(
 
     Raises:
         ValueError: an unknown format, or a suffix that tells none.
+        OSError: the file cannot be written; what ``path`` held is untouched.
     """
     path = Path(path)
     format = format or {".pyth": "pyslowfast", ".pt": "pyslowfast", ".pth": "pyslowfast"}.get(
@@ -116,12 +118,23 @@ def write_weights(
 
     def write(temporary: Path) -> None:
         if format == "safetensors":
-            safetensors.torch.save_file(copies, temporary, metadata={"format": "pt"})
+            try:
+                safetensors.torch.save_file(copies, temporary, metadata={"format": "pt"})
+            except safetensors.SafetensorError as error:
+                raise OSError(str(error)) from error
         else:
-            torch.save(content, temporary)
+            write_torch_file(temporary, content)
 
     replace_file(path, write, durable=True)
     return path
+
+
+def without_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without the prefixes that DDP (``module.``) and torch.compile (``_orig_mod.``) put on all names."""
+    tensors = dict(tensors)
+    while prefix := next((p for p in _WRAPPERS if tensors and all(name.startswith(p) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def _read_safetensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -161,7 +174,7 @@ def _clear(tensors: Mapping[str, Tensor], patterns: Sequence[str], source: str) 
     for name, tensor in tensors.items():
         short = name
         for pattern in patterns:
-            short = short.replace(pattern, "")
+            short = short.replace(pattern, "", 1)
         if short in cleared:
             raise InputError(f"{source}: two tensors are called {short!r} without {', '.join(patterns)}")
         cleared[short] = tensor
