@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import pickle
 import resource
 import signal
@@ -13,6 +12,7 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from malicious import Malicious
 from torch import nn
 
 from revvideo.engine.checkpoint import (
@@ -113,14 +113,6 @@ def test_a_real_write_error_keeps_the_old_file_and_says_why(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == [path]
     assert load_checkpoint(path) == {"epoch": 0}
-
-
-class Malicious:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (os.system, (f"touch {self.path}",))
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

@@ -1,10 +1,10 @@
 """Files of weights: each format is read to PySlowFast's names, none executes anything, what is written comes back."""
 
-import os
 import pickle
 
 import pytest
 import torch
+from malicious import Malicious
 from safetensors.torch import save_file
 from tiny_models import CLIP_SHAPE, tiny_mvit, tiny_rev_mvit
 
@@ -94,14 +94,6 @@ def test_prefixes_of_names_are_removed(tmp_path):
     torch.save({"a.norm": torch.ones(1), "norm": torch.ones(1)}, tmp_path / "twice.pyth")
     with pytest.raises(InputError, match=r"two tensors are called 'norm'"):
         read_weights(tmp_path / "twice.pyth", clear_patterns=("a.",))
-
-
-class Malicious:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (os.system, (f"touch {self.path}",))
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

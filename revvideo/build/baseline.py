@@ -9,7 +9,7 @@ from revvideo.build.input_spec import input_spec
 from revvideo.config import ConfigError
 from revvideo.config.defaults import get_value
 from revvideo.models.baseline_networks import Baseline
-from revvideo.models.baselines import build_csn, build_mvit, build_r2plus1d, build_resnet, build_x3d
+from revvideo.models.baselines import build_factorised, build_mvit, build_resnet, build_x3d
 
 # What pytorchvideo's networks do not have: key -> the value that means "without it".
 _COMMON = {"BN.NORM_TYPE": "batchnorm", "MODEL.FROZEN_BN": False}
@@ -105,11 +105,11 @@ def _of_stages(cfg: CfgNode, name: str) -> list[int]:
 
 
 def _csn(cfg: CfgNode) -> Options:
-    return build_csn, _bottleneck(cfg)
+    return build_factorised, _bottleneck(cfg) | {"kind": "csn"}
 
 
 def _r2plus1d(cfg: CfgNode) -> Options:
-    return build_r2plus1d, _bottleneck(cfg)
+    return build_factorised, _bottleneck(cfg) | {"kind": "r2plus1d"}
 
 
 def _x3d(cfg: CfgNode) -> Options:

@@ -35,14 +35,7 @@ def assemble(network: type[Network], defaults: Mapping[str, Any], overrides: Map
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known))}"
             raise ValueError(f"{network.__name__} has no option {name!r}; {hint}")
     check_options(options)
-    spec = options.pop("input_spec")
-    if "input_size" in options:
-        frames, height, width = options.pop("input_size")
-        spec = dataclasses.replace(spec, frames=frames, size=(height, width))
-    if "in_channels" in options:
-        channels = range(options.pop("in_channels"))
-        mean, std = (tuple(values[i % len(values)] for i in channels) for values in (spec.mean, spec.std))
-        spec = dataclasses.replace(spec, mean=mean, std=std)
+    spec = options.pop("input_spec").adapted(options.pop("input_size", None), options.pop("in_channels", None))
     plan = {name: options[name] for name in _PLAN & options.keys()}
     attention = AttentionOptions(**{name: options.pop(name) for name in _ATTENTION & options.keys()})
     rest = {name: value for name, value in options.items() if name not in plan or name in _arguments(network)}

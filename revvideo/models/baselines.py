@@ -11,7 +11,6 @@ Sources: He et al. 2016 and Feichtenhofer et al. 2019 (Slow), Carreira and Zisse
 """
 
 import contextlib
-import dataclasses
 import difflib
 import inspect
 import math
@@ -35,6 +34,13 @@ _RESNETS = {
     "c2d": (1, (1, 1, 1, 1), 2),
     "slow": (1, (1, 1, 3, 3), 1),
     "i3d": (5, (3, [3, 1], [3, 1], [1, 3]), 2),
+}
+
+
+# Cells that the head pools, as (frames, rows, columns) of the input to a cell; and what only this kind takes.
+_FACTORISED = {
+    "csn": ((8, 32, 32), {"stem_pool": nn.MaxPool3d}),
+    "r2plus1d": ((4, 32, 32), {"head_activation": None}),
 }
 
 
@@ -126,35 +132,9 @@ def build_resnet(
     return ConvBaseline(net, input_spec=input_spec, num_classes=num_classes, eval_size=eval_size)
 
 
-def build_csn(
+def build_factorised(
     *,
-    input_spec: InputSpec,
-    num_classes: int = 400,
-    head_dropout: float = 0.0,
-    eval_size: Sequence[int] | None = None,
-    depth: int = 101,
-    width: int = 64,
-    inplace_relu: bool = False,
-) -> ConvBaseline:
-    """CSN: a ResNet whose 3 x 3 x 3 convolutions are depthwise. Arguments: see `build_resnet`."""
-    create_csn = _pytorchvideo("csn", "create_csn")
-
-    _check_depth(depth)
-    net = create_csn(
-        input_channel=input_spec.channels,
-        model_depth=depth,
-        model_num_class=num_classes,
-        dropout_rate=head_dropout,
-        activation=partial(nn.ReLU, inplace=inplace_relu),
-        stem_dim_out=width,
-        stem_pool=nn.MaxPool3d,
-        head_pool_kernel_size=_grid(input_spec, (8, 32, 32)),
-    )
-    return ConvBaseline(net, input_spec=input_spec, num_classes=num_classes, eval_size=eval_size)
-
-
-def build_r2plus1d(
-    *,
+    kind: str,
     input_spec: InputSpec,
     num_classes: int = 400,
     head_dropout: float = 0.5,
@@ -163,19 +143,22 @@ def build_r2plus1d(
     width: int = 64,
     inplace_relu: bool = False,
 ) -> ConvBaseline:
-    """R(2+1)D: a ResNet with convolutions over space, then over frames. Arguments: see `build_resnet`."""
-    create_r2plus1d = _pytorchvideo("r2plus1d", "create_r2plus1d")
+    """A ResNet whose convolutions are depthwise (``kind`` csn), or over space, then over frames (r2plus1d).
 
+    Further arguments: see `build_resnet`.
+    """
+    native, options = _FACTORISED[kind]
+    create = _pytorchvideo(kind, f"create_{kind}")
     _check_depth(depth)
-    net = create_r2plus1d(
+    net = create(
         input_channel=input_spec.channels,
         model_depth=depth,
         model_num_class=num_classes,
         dropout_rate=head_dropout,
         activation=partial(nn.ReLU, inplace=inplace_relu),
         stem_dim_out=width,
-        head_pool_kernel_size=_grid(input_spec, (4, 32, 32)),
-        head_activation=None,
+        head_pool_kernel_size=_grid(input_spec, native),
+        **options,
     )
     return ConvBaseline(net, input_spec=input_spec, num_classes=num_classes, eval_size=eval_size)
 
@@ -329,25 +312,21 @@ def _register(name: str, build: Callable[..., Baseline], frames: int, stride: in
 
     @register_model(f"ptv/{name}")
     def builder(
-        *, num_classes: int = 400, input_size: Sequence[int] | None = None, in_channels: int = 3, **overrides
+        *, num_classes: int = 400, input_size: Sequence[int] | None = None, in_channels: int | None = None, **overrides
     ) -> Baseline:
         for option in overrides:
             if option not in known:
                 near = difflib.get_close_matches(option, known, n=1, cutoff=0.0)[0]
                 raise ValueError(f"ptv/{name} has no option {option!r}; did you mean {near!r}?")
-        spec = InputSpec(frames=frames, stride=stride, size=(size, size))
-        if input_size is not None:
-            spec = dataclasses.replace(spec, frames=input_size[0], size=tuple(input_size[1:]))
-        mean, std = (tuple(values[i % len(values)] for i in range(in_channels)) for values in (spec.mean, spec.std))
-        spec = dataclasses.replace(spec, mean=mean, std=std)
+        spec = InputSpec(frames=frames, stride=stride, size=(size, size)).adapted(input_size, in_channels)
         return build(input_spec=spec, num_classes=num_classes, **fixed, **overrides)
 
 
 _register("slow_r50", build_resnet, 8, 8, 224, arch="slow")
 _register("c2d_r50", build_resnet, 8, 8, 224, arch="c2d")
 _register("i3d_r50", build_resnet, 8, 8, 224, arch="i3d")
-_register("csn_r101", build_csn, 32, 2, 224)
-_register("r2plus1d_r50", build_r2plus1d, 16, 4, 224)
+_register("csn_r101", partial(build_factorised, depth=101, head_dropout=0.0), 32, 2, 224, kind="csn")
+_register("r2plus1d_r50", build_factorised, 16, 4, 224, kind="r2plus1d")
 _register("x3d_xs", build_x3d, 4, 12, 160)
 _register("x3d_s", build_x3d, 13, 6, 160)
 _register("x3d_m", build_x3d, 16, 5, 224)

@@ -1,6 +1,7 @@
 """What a model takes: the shape of its clips and how they are sampled and normalised."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -43,6 +44,17 @@ class InputSpec:
     def shape(self) -> tuple[int, ...]:
         """(C, T, H, W), or (C, H, W) of an image: the input without the batch."""
         return (self.channels, *(() if self.image else (self.frames,)), *self.size)
+
+    def adapted(self, input_size: Sequence[int] | None = None, channels: int | None = None) -> "InputSpec":
+        """The same for clips of ``input_size`` (frames, height, width) and so many channels; None changes nothing."""
+        spec = self
+        if input_size is not None:
+            frames, height, width = input_size
+            spec = dataclasses.replace(spec, frames=frames, size=(height, width))
+        if channels is not None:
+            mean, std = (tuple(v[i % len(v)] for i in range(channels)) for v in (spec.mean, spec.std))
+            spec = dataclasses.replace(spec, mean=mean, std=std)
+        return spec
 
     def check(self, clips: Tensor) -> Tensor:
         """``clips`` as a batch of volumes (B, C, T, H, W), T = 1 for images.

@@ -166,7 +166,7 @@ class VideoTransformer(PositionEmbedding, abc.ABC):
         Raises:
             ValueError: the size gives no token along an axis.
         """
-        spec = dataclasses.replace(self.input_spec, frames=frames, size=(height, width))
+        spec = self.input_spec.adapted((frames, height, width))
         source, target = self.grid, self._token_grid(spec)
         shapes = (self.input_spec.shape, spec.shape)
         self.input_spec, self.grid = spec, target
