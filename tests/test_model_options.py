@@ -309,6 +309,12 @@ def test_options_of_the_wrong_kind_are_named(option, value, expected):
         create_model("mvit_b_16x4", **{option: value})
 
 
+@pytest.mark.parametrize(("option", "value"), [("input_size", 224), ("num_classes", "5"), ("head_dropout", 1.5)])
+def test_options_of_baselines_are_checked_alike(option, value):
+    with pytest.raises(ValueError, match=f"{option} is .*; expected "):
+        create_model("ptv/x3d_xs", **{option: value})
+
+
 def test_widths_that_are_no_multiple_of_the_heads_are_rounded_as_in_pyslowfast():
     widths = {"depth": 2, "dim_mul": [[1, 2.0]], "head_mul": [[1, 2.0]]}
     for dim, heads, expected in ((99, 1, 200), (18, 2, 40), (90, 2, 184)):

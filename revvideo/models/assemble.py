@@ -1,7 +1,6 @@
 """From one flat set of options, as overrides of `create_model` and keys of a config give them, to a network."""
 
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -29,12 +28,7 @@ def assemble(network: type[Network], defaults: Mapping[str, Any], overrides: Map
     """
     options = {**defaults, **overrides}
     known = _PLAN | _ATTENTION | _INPUT | _arguments(network)
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known))}"
-            raise ValueError(f"{network.__name__} has no option {name!r}; {hint}")
-    check_options(options)
+    check_options(network.__name__, options, known)
     spec = options.pop("input_spec").adapted(options.pop("input_size", None), options.pop("in_channels", None))
     plan = {name: options[name] for name in _PLAN & options.keys()}
     attention = AttentionOptions(**{name: options.pop(name) for name in _ATTENTION & options.keys()})

@@ -11,7 +11,6 @@ Sources: He et al. 2016 and Feichtenhofer et al. 2019 (Slow), Carreira and Zisse
 """
 
 import contextlib
-import difflib
 import inspect
 import math
 import warnings
@@ -25,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from revvideo.models.baseline_networks import Baseline, ConvBaseline, MViTBaseline
 from revvideo.models.input_spec import InputSpec
+from revvideo.models.option_checks import check_options
 from revvideo.models.registry import register_model
 
 RESNET_DEPTHS = (50, 101, 152)
@@ -314,10 +314,8 @@ def _register(name: str, build: Callable[..., Baseline], frames: int, stride: in
     def builder(
         *, num_classes: int = 400, input_size: Sequence[int] | None = None, in_channels: int | None = None, **overrides
     ) -> Baseline:
-        for option in overrides:
-            if option not in known:
-                near = difflib.get_close_matches(option, known, n=1, cutoff=0.0)[0]
-                raise ValueError(f"ptv/{name} has no option {option!r}; did you mean {near!r}?")
+        given = {"num_classes": num_classes, "input_size": input_size, "in_channels": in_channels, **overrides}
+        check_options(f"ptv/{name}", {key: value for key, value in given.items() if value is not None}, known)
         spec = InputSpec(frames=frames, stride=stride, size=(size, size)).adapted(input_size, in_channels)
         return build(input_spec=spec, num_classes=num_classes, **fixed, **overrides)
 

@@ -1,6 +1,7 @@
 """Options of the networks, checked before anything is built: kinds and limits, with messages that name the option."""
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from revvideo.models.video_transformer import PatchSpec
@@ -13,13 +14,18 @@ _LISTS = {"pool_q_stride": 4, "pool_kv_stride": 4, "dim_mul": 2, "head_mul": 2} 
 _FORMS = {4: "[block, t, h, w] of whole numbers", 2: "[block, factor]"}
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Check the options that are there.
+def check_options(network: str, options: Mapping[str, Any], known: Collection[str]) -> None:
+    """Check the options that are there for the network called ``network``, which has those of ``known``.
 
     Raises:
-        ValueError: the first one of the wrong kind, or outside its limits.
+        ValueError: the first one that is unknown (with the nearest known one), of the wrong kind, or outside of its
+            limits.
     """
     for name, value in options.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known))}"
+            raise ValueError(f"{network} has no option {name!r}; {hint}")
         if name in _WHOLE:
             check_whole(name, value, _WHOLE[name])
         elif name in _RATES:

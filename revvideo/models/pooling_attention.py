@@ -14,9 +14,7 @@ from torch.nn import functional as F
 
 from revvideo.models.layers import LayerNorm
 from revvideo.models.relative_positions import extend_queries, key_coordinates
-from revvideo.models.resize_positions import resize_relative
-
-Grid = tuple[int, int, int]  # tokens along (T, H, W)
+from revvideo.models.resize_positions import Grid, resize_relative
 
 POOL_MODES = ("conv", "conv_unshared", "avg", "max")
 

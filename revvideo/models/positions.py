@@ -6,9 +6,7 @@ B batch, N tokens, D width, (T', H', W') the grid of the tokens.
 import torch
 from torch import Tensor, nn
 
-from revvideo.models.resize_positions import resize_joint, resize_spatial, resize_temporal
-
-Grid = tuple[int, int, int]  # tokens along (T, H, W)
+from revvideo.models.resize_positions import Grid, resize_joint, resize_spatial, resize_temporal
 
 POSITIONS = ("joint", "separable", "sincos", "sincos_twice", "none")
 

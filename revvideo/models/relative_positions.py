@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Grid = tuple[int, int, int]
+from revvideo.models.resize_positions import Grid
 
 
 def relative_rows(table: Tensor, queries: int, keys: int) -> Tensor:
