@@ -20,7 +20,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["revvideo", "revvideo.*"]), "revvideo.configs"],
     package_dir={"revvideo.configs": "configs"},
-    package_data={"revvideo.configs": ["**/*.yaml"]},
+    package_data={"revvideo.configs": ["**/*.yaml"], "revvideo.models": ["csrc/*.cpp"]},
     include_package_data=False,
     zip_safe=False,
     install_requires=[

@@ -8,7 +8,7 @@ from gradients import assert_gradients_equal, parameter_gradients
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from revvideo.models.reversible import ReversibleBlock, ReversibleSequence
+from revvideo.models.reversible import BackpropOptions, ReversibleBlock, ReversibleSequence
 
 BATCH, TOKENS, DIM, DEPTH = 8, 6, 8, 4
 
@@ -79,7 +79,7 @@ def assert_like_plain(
     network = transformer(dtype) if network is None else network
     network.zero_grad()
     plain = copy.deepcopy(network)
-    plain.backprop = "plain"
+    plain.options = BackpropOptions("plain")
     results = []
     for each in (network, plain):
         x1, x2 = streams(stream_dtype or dtype, **stream_options)

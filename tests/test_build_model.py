@@ -78,7 +78,7 @@ ONLY_REVERSIBLE = [
         lambda m: [i for i, b in enumerate(m.rev_backbone.layers) if hasattr(b, "res_proj")],
     ),
     ("MVIT.QKV_BIAS", True, lambda m: m.rev_backbone.layers[0].F.attn.qkv.bias is not None),
-    ("REV.BACKPROP", "plain", lambda m: m.rev_backbone.backprop),
+    ("REV.BACKPROP", "plain", lambda m: m.rev_backbone.backprop.backprop),
     ("REV.STAGE_DROPPATH", "output", lambda m: m.rev_backbone.layers[1].drop_path_mode),
     ("REV.SHARED_FG_MASK", True, lambda m: m.rev_backbone.layers[0].shared_mask),
 ]

@@ -86,7 +86,7 @@ def test_options_of_reversible_networks_have_the_gradients_of_plain_backprop(opt
 def test_max_pooled_skip_path():
     transition = small("rev_mvit_b_16x4", res_path="max").rev_backbone.layers[1].eval()
     x1, x2 = torch.randn(2, 2, 2 * 8 * 8, 16)
-    skip = transition._skip((x1 + x2) / 2, (2, 8, 8))
+    skip = transition._skip()((x1 + x2) / 2, (2, 8, 8))
     volume = transition.res_proj((x1 + x2) / 2).transpose(1, 2).unflatten(2, (2, 8, 8))
     expected = nn.functional.max_pool3d(volume, (1, 3, 3), (1, 2, 2), (0, 1, 1)).flatten(2).transpose(1, 2)
     torch.testing.assert_close(skip, expected)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from revvideo import build_model, create_model, list_models, load_config
 from revvideo.config import ConfigError
 from revvideo.models.rev_mvit import STAGE_DROP_PATH_MODES
+from revvideo.models.reversible import BackpropOptions
 
 OFFICIAL = {"REV_MVIT_B_16x4_CONV": "rev_mvit_b_16x4", "MVIT_B_16x4_CONV": "mvit_b_16x4"}
 
@@ -138,7 +139,7 @@ def test_drop_path_of_a_transition(stage_drop_path):
     model = tiny_rev_mvit(drop_path=0.9, stage_drop_path=stage_drop_path)
     transition, x = model.rev_backbone.layers[3], torch.randn(64, 2 * 4 * 4, 16)
     assert transition.drop_path == pytest.approx(0.9 * 3 / 5)
-    y, grid = transition(x, x, (2, 4, 4), recompute=False)
+    y, grid = transition(x, x, (2, 4, 4), options=BackpropOptions("plain"))
     assert grid == (2, 2, 2)
     assert y.shape == (64, 8, 32)
     zero = (y == 0).flatten(1).all(1)
@@ -147,7 +148,7 @@ def test_drop_path_of_a_transition(stage_drop_path):
     else:
         assert 0.3 < zero.float().mean() < 0.8
         model.eval()
-        kept = transition(x, x, (2, 4, 4), recompute=False)[0] / (1 - transition.drop_path)
+        kept = transition(x, x, (2, 4, 4), options=BackpropOptions("plain"))[0] / (1 - transition.drop_path)
         torch.testing.assert_close(y[~zero], kept[~zero])
 
 

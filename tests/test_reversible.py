@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from revvideo.models.reversible import ReversibleSequence
+from revvideo.models.reversible import BackpropOptions, ReversibleSequence
 
 # The rule itself
 
@@ -94,7 +94,7 @@ def test_a_dropped_branch_gives_no_gradient_to_its_input():
 def test_outputs_are_bit_equal_to_plain_in_training_and_evaluation():
     network, (x1, x2) = transformer(), streams()
     plain = copy.deepcopy(network)
-    plain.backprop = "plain"
+    plain.options = BackpropOptions("plain")
     for mode in (True, False):
         outputs = []
         for each in (network, plain):

@@ -136,7 +136,7 @@ def test_double_backward_is_refused():
     network, inputs = transformer(), streams()
     with pytest.raises(RuntimeError, match=r"cannot be differentiated twice.*REV\.BACKPROP plain"):
         torch.autograd.grad(both(network(*inputs)), inputs, create_graph=True)
-    network.backprop = "plain"
+    network.options = reversible.BackpropOptions("plain")
     torch.autograd.grad(both(network(*inputs)), inputs, create_graph=True)
 
 
@@ -226,8 +226,8 @@ def tapes(monkeypatch):
     class RecordingTape(reversible._Tape):
         __slots__ = ()
 
-        def __init__(self):
-            super().__init__()
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
             made.append(weakref.ref(self))
 
     monkeypatch.setattr(reversible, "_Tape", RecordingTape)
@@ -302,7 +302,7 @@ def test_no_tape_without_gradients_or_under_plain_backprop(tapes):
         network(*streams())
     with torch.inference_mode():
         network(*streams())
-    network.backprop = "plain"
+    network.options = reversible.BackpropOptions("plain")
     plain_step(network, *streams())
     assert not tapes
 

@@ -1,11 +1,14 @@
 """MViT and Rev-MViT with two stage transitions, small enough for any test: clips (B, 3, 8, 32, 32), 5 classes."""
 
+import dataclasses
+
 import torch
 
 from revvideo.models.block_plan import BlockSpec, plan_blocks
 from revvideo.models.input_spec import InputSpec
 from revvideo.models.mvit import MViT
 from revvideo.models.rev_mvit import RevMViT
+from revvideo.models.reversible import BackpropOptions
 from revvideo.models.video_transformer import PatchSpec
 
 TRANSITIONS = [1, 3]
@@ -37,9 +40,11 @@ def tiny_blocks(*, drop_path: float = 0.0, reversible: bool = True) -> list[Bloc
 
 
 def tiny_rev_mvit(*, drop_path: float = 0.0, **options) -> RevMViT:
-    """The same weights at every call, whatever the options."""
+    """The same weights at every call, whatever the options; those of `BackpropOptions` by their names."""
     torch.manual_seed(0)
-    return RevMViT(**{"blocks": tiny_blocks(drop_path=drop_path), "transitions": TRANSITIONS} | _COMMON | options)
+    backprop = {f.name: options.pop(f.name) for f in dataclasses.fields(BackpropOptions) if f.name in options}
+    network = {"blocks": tiny_blocks(drop_path=drop_path), "transitions": TRANSITIONS, **_COMMON}
+    return RevMViT(**network | options, backprop=BackpropOptions(**backprop))
 
 
 def tiny_mvit(*, drop_path: float = 0.0, **options) -> MViT:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from revvideo.models.pooling_attention import PoolingAttention
+
 ATTENTION = "aten::scaled_dot_product_attention"
 
 
@@ -112,10 +114,17 @@ class _PlainSizes(TorchDispatchMode):
 
 
 def _without_memory(model: nn.Module) -> nn.Module:
-    """A copy of the model on the meta device; no parameter's or buffer's memory is copied on the way."""
+    """A copy of the model on the meta device; no parameter's or buffer's memory is copied on the way.
+
+    Attentions of the copy compute all keys and values, as those do whose FLOPs the papers state.
+    """
     replaced = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
     replaced |= {id(buffer): buffer.to("meta") for buffer in model.buffers()}
-    return copy.deepcopy(model, replaced)
+    model = copy.deepcopy(model, replaced)
+    for module in model.modules():
+        if isinstance(module, PoolingAttention):
+            module.skip_untouched = False
+    return model
 
 
 def _attention(inputs: list, outputs: list) -> Counter[str]:

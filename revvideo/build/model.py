@@ -67,6 +67,7 @@ def _options(cfg: CfgNode) -> dict:
         "relative_space": mvit.REL_POS_SPATIAL,
         "relative_time": mvit.REL_POS_TEMPORAL,
         "relative_zero_init": mvit.REL_POS_ZERO_INIT,
+        "pooling": cfg.COMPILE.POOLING,
     }
     if rev.ENABLE:
         return options | {
@@ -75,6 +76,10 @@ def _options(cfg: CfgNode) -> dict:
             "pre_q_fusion": rev.PRE_Q_FUSION,
             "res_path": rev.RES_PATH,
             "backprop": cfg.REV.BACKPROP,
+            "chunk_tokens": cfg.REV.CHUNK,
+            "keep_mib": cfg.REV.KEEP_MIB,
+            "buffer_every": cfg.REV.BUFFER_EVERY,
+            "parallel": cfg.REV.PARALLEL,
             "stage_drop_path": cfg.REV.STAGE_DROPPATH,
             "shared_mask": cfg.REV.SHARED_FG_MASK,
         }

@@ -89,6 +89,26 @@ MODEL_KEYS: list[Key] = [
         ("STAGE_DROPPATH", "branches", "What drop path drops in a stage transition: its branches, or (PySlowFast) its "
          "whole output, skip included.", {"choices": ("branches", "output")}),
         ("SHARED_FG_MASK", False, "One drop-path mask for F and G of a block (PySlowFast) instead of one each."),
+        ("CHUNK", -1, "Tokens that an MLP works on at a time in reversible training, so that its hidden layer stays "
+         "small; 0: all, -1: 3136 on a CPU, 131072 on a GPU.", {"limits": ">= -1"}),
+        ("KEEP_MIB", 0.0, "MiB by which kept attention outputs, which are then not recomputed, may raise the peak "
+         "memory of a step; 0: keep what does not raise it, -1: keep none.", {"limits": ">= -1"}),
+        ("BUFFER_EVERY", 0, "Keep the inputs of every n-th reversible block, so that rounding does not add up over "
+         "more than n blocks; 0: only those of the first and the last one of a run.", {"limits": ">= 0"}),
+        ("PARALLEL", False, "Recompute the next block beside the gradient of this one, on a second CUDA stream "
+         "(PaReprop, Zhu and Mangalam 2023)."),
+        ("CHECK_INVERSION_PERIOD", 0, "Compare the rebuilt inputs of all blocks with copies of the true ones on every "
+         "n-th step; 0: never.", {"limits": ">= 0"}),
+        ("CHECK_INVERSION_LIMIT", 1e-3, "Relative error of a rebuilt input above which training stops.",
+         {"limits": "> 0"}),
+        ours=True,
+    ),
+    *section(
+        "COMPILE",
+        ("ENABLE", False, "Compile the branches of the blocks by torch.compile."),
+        ("POOLING", "auto", "How depthwise pooling is computed: by ATen, by shifted multiply-adds in plain torch (taps), "
+         "by our compiled kernel (CPU), or by the fastest that works here.",
+         {"choices": ("auto", "aten", "taps", "compiled")}),
         ours=True,
     ),
     *section(

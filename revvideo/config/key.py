@@ -9,6 +9,7 @@ from typing import Any
 # Intervals that a number may be held to; the text stands in the tables, in docs/config.md and in the error message.
 RANGES: dict[str, Callable[[float], bool]] = {
     "> 0": lambda value: value > 0,
+    ">= -1": lambda value: value >= -1,
     ">= 0": lambda value: value >= 0,
     ">= 1": lambda value: value >= 1,
     "0 to 1": lambda value: 0 <= value <= 1,

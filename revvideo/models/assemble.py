@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 from revvideo.models.block_plan import plan_blocks
 from revvideo.models.option_checks import check_options, check_whole
 from revvideo.models.pooling_attention import AttentionOptions
+from revvideo.models.reversible import BackpropOptions
 from revvideo.models.video_transformer import VideoTransformer
 
 Network = TypeVar("Network", bound=VideoTransformer)
 
 _PLAN = set(inspect.signature(plan_blocks).parameters) - {"reversible"}
+_BACKPROP = {field.name for field in dataclasses.fields(BackpropOptions)}
 _ATTENTION = {field.name for field in dataclasses.fields(AttentionOptions)}
 _INPUT = {"input_size", "in_channels"}
 
@@ -20,18 +22,21 @@ _INPUT = {"input_size", "in_channels"}
 def assemble(network: type[Network], defaults: Mapping[str, Any], overrides: Mapping[str, Any]) -> Network:
     """Build ``network`` from ``defaults`` and the ``overrides`` of a caller.
 
-    The options are the arguments of `plan_blocks`, of `AttentionOptions` and of the network, and for the input
-    ``input_spec``, or ``input_size`` (frames, height, width) and ``in_channels`` to change a part of it.
+    The options are the arguments of `plan_blocks`, of `AttentionOptions`, for reversible networks of `BackpropOptions`,
+    and of the network, and for the input ``input_spec``, or ``input_size`` (frames, height, width) and ``in_channels``
+    to change a part of it.
 
     Raises:
         ValueError: an unknown option (with the nearest known one), or options that make no network.
     """
     options = {**defaults, **overrides}
-    known = _PLAN | _ATTENTION | _INPUT | _arguments(network)
+    known = _PLAN | _ATTENTION | _INPUT | _arguments(network) | (_BACKPROP if network.reversible else set())
     check_options(network.__name__, options, known)
     spec = options.pop("input_spec").adapted(options.pop("input_size", None), options.pop("in_channels", None))
     plan = {name: options[name] for name in _PLAN & options.keys()}
     attention = AttentionOptions(**{name: options.pop(name) for name in _ATTENTION & options.keys()})
+    if network.reversible:
+        options["backprop"] = BackpropOptions(**{name: options.pop(name) for name in _BACKPROP & options.keys()})
     rest = {name: value for name, value in options.items() if name not in plan or name in _arguments(network)}
     blocks = plan_blocks(**plan, reversible=network.reversible)
     return network(blocks=blocks, attention=attention, input_spec=spec, **rest)

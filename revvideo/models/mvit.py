@@ -13,8 +13,10 @@ from revvideo.models.assemble import assemble, every_block, three_transitions
 from revvideo.models.block_plan import BlockSpec, nominal_grids
 from revvideo.models.input_spec import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 from revvideo.models.layers import DropPath, LayerNorm, Mlp
-from revvideo.models.pooling_attention import DEFAULT_ATTENTION, AttentionOptions, Grid, max_pool_tokens
+from revvideo.models.pooling_attention import DEFAULT_ATTENTION, AttentionOptions
 from revvideo.models.registry import register_model
+from revvideo.models.resize_positions import Grid
+from revvideo.models.token_pooling import max_pool_tokens
 from revvideo.models.video_transformer import PatchSpec, VideoTransformer
 
 

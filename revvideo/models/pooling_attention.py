@@ -1,22 +1,27 @@
 """Multi-head pooling attention (Fan et al. 2021, "MViT", section 3.1; Li et al. 2022, "MViTv2", section 3).
 
 B batch, N tokens, D width, M heads, d = D / M. Tokens run over (T, H, W), with the class token, if any, in front.
-A depthwise convolution pools q, k and v; it runs on the tokens' own memory, seen as a ``channels_last_3d`` volume,
-since D is innermost.
 """
 
 import dataclasses
-import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from revvideo.models.layers import LayerNorm
+from revvideo.models.depthwise_pooling import OPERATORS
+from revvideo.models.project_and_pool import project_and_pool
 from revvideo.models.relative_positions import extend_queries, key_coordinates
 from revvideo.models.resize_positions import Grid, resize_relative
-
-POOL_MODES = ("conv", "conv_unshared", "avg", "max")
+from revvideo.models.token_pooling import (
+    POOL_MODES,
+    make_pooling,
+    normalise_heads,
+    pool_tokens,
+    pooled_grid,
+    split_token,
+)
+from revvideo.models.touched_tokens import TouchedTokens, gather_tokens, touched_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +37,10 @@ class AttentionOptions:
         residual_pooling: add the pooled queries to the output (MViTv2, equation 5).
         relative_space, relative_time: decomposed relative positions (`relative_positions`).
         relative_zero_init: their tables start at zero instead of a truncated normal of 0.02.
+        pooling: how depthwise convolutions are computed, see `depthwise_pool`.
 
     Raises:
-        ValueError: an unknown ``pool_mode``.
+        ValueError: an unknown ``pool_mode`` or ``pooling``.
     """
 
     pool_mode: str = "conv"
@@ -44,10 +50,13 @@ class AttentionOptions:
     relative_space: bool = False
     relative_time: bool = False
     relative_zero_init: bool = False
+    pooling: str = "auto"
 
     def __post_init__(self):
         if self.pool_mode not in POOL_MODES:
             raise ValueError(f"MVIT.MODE is {self.pool_mode!r}; expected one of {', '.join(POOL_MODES)}")
+        if self.pooling not in OPERATORS:
+            raise ValueError(f"pooling is {self.pooling!r}; expected one of {', '.join(OPERATORS)} (COMPILE.POOLING)")
 
 
 DEFAULT_ATTENTION = AttentionOptions()
@@ -104,10 +113,11 @@ class PoolingAttention(nn.Module):
         self.proj = nn.Linear(dim_out, dim_out)
         self.proj_drop = nn.Dropout(dropout)
         channels = pooled if options.pool_mode == "conv_unshared" else pooled // num_heads
-        self.pool_q, self.norm_q = _pool(options.pool_mode, channels, q_kernel, q_stride)
-        self.pool_k, self.norm_k = _pool(options.pool_mode, channels, kv_kernel, kv_stride)
-        self.pool_v, self.norm_v = _pool(options.pool_mode, channels, kv_kernel, kv_stride)
+        self.pool_q, self.norm_q = make_pooling(options.pool_mode, channels, q_kernel, q_stride)
+        self.pool_k, self.norm_k = make_pooling(options.pool_mode, channels, kv_kernel, kv_stride)
+        self.pool_v, self.norm_v = make_pooling(options.pool_mode, channels, kv_kernel, kv_stride)
         self.q_stride, self.kv_stride = q_stride, kv_stride
+        self.skip_untouched = True  # False computes all keys and values, as the papers count them
         for axis, length in self._relative_lengths(grid).items():
             table = nn.Parameter(torch.zeros(length, self.head_dim)) if length else None
             if length and not options.relative_zero_init:
@@ -130,44 +140,87 @@ class PoolingAttention(nn.Module):
                 table = getattr(self, f"rel_pos_{axis}")
                 table.data = resize_relative(table.data, length)
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        """Attend over the tokens ``x`` (B, N, dim) of ``grid``; returns (B, N', dim_out), see `pooled_grid`."""
+    def forward(self, x: Tensor, grid: Grid, *, recompute: bool = False) -> Tensor:
+        """Attend over the tokens ``x`` (B, N, dim) of ``grid``; returns (B, N', dim_out), see `pooled_grid`.
+
+        With ``recompute`` projections that a convolution pools are computed again in the backward, head by head.
+        """
         if self.options.pool_first:
-            q = self.q(self.pool(x, grid, self.pool_q, self.norm_q))  # (B, N', dim_out)
-            k = self.k(self.pool(x, grid, self.pool_k, self.norm_k))
-            v = self.v(self.pool(x, grid, self.pool_v, self.norm_v))
+            q = self.q(self._pool(x, grid, self.pool_q, self.norm_q))  # (B, N', dim_out)
+            k = self.k(self._pool(x, grid, self.pool_k, self.norm_k))
+            v = self.v(self._pool(x, grid, self.pool_v, self.norm_v))
         else:
-            q, k, v = self._project(x)  # each (B, N, dim_out)
-            q = self.pool(q, grid, self.pool_q, self.norm_q)  # (B, N', dim_out)
-            k = self.pool(k, grid, self.pool_k, self.norm_k)
-            v = self.pool(v, grid, self.pool_v, self.norm_v)
-        x = self._attend(q, k, v, self.pooled_grid(grid), _pooled_grid(self.pool_k, grid))  # (B, N', dim_out)
+            q, k, v = self._project_and_pool(x, grid, recompute)
+        x = self._attend(q, k, v, self.pooled_grid(grid), self.key_grid(grid))  # (B, N', dim_out)
         if self.options.residual_pooling:
             x = self._add_queries(x, q)
         return self.proj_drop(self.proj(x))
+
+    def _project_and_pool(self, x: Tensor, grid: Grid, recompute: bool) -> list[Tensor]:
+        """q (B, N', dim_out), k and v (B, N'', dim_out)."""
+        if self.options.separate_qkv:
+            projections = [(linear.weight, linear.bias) for linear in (self.q, self.k, self.v)]
+        else:
+            # Three products, so that each result is contiguous and can be viewed as a volume.
+            biases = self.qkv.bias.chunk(3) if self.qkv.bias is not None else (None,) * 3
+            projections = list(zip(self.qkv.weight.chunk(3), biases, strict=True))
+        q, *keys_values = ((self.pool_q, self.norm_q), (self.pool_k, self.norm_k), (self.pool_v, self.norm_v))
+        result = [self._project_and_pool_one(x, grid, *projections[0], *q, recompute=recompute)]
+        stride = None
+        touched = self._touched(grid)
+        if touched is not None:  # keys and values of the other tokens would meet no pooling window
+            x = gather_tokens(x, touched, class_token=self.class_token)
+            grid, stride = touched.grid, touched.stride
+        for projection, pooling in zip(projections[1:], keys_values, strict=True):
+            result.append(
+                self._project_and_pool_one(x, grid, *projection, *pooling, stride=stride, recompute=recompute)
+            )
+        return result
+
+    def _touched(self, grid: Grid) -> TouchedTokens | None:
+        """The tokens that the pooling of keys and values reads, where it passes over many."""
+        pool = self.pool_k
+        if self.skip_untouched and isinstance(pool, nn.Conv3d):
+            return touched_tokens(grid, pool.kernel_size, pool.stride, pool.padding)
+        return None
+
+    def _project_and_pool_one(
+        self,
+        x: Tensor,
+        grid: Grid,
+        weight: Tensor,
+        bias: Tensor | None,
+        pool: nn.Module | None,
+        norm: nn.Module | None,
+        *,
+        recompute: bool,
+        stride: Grid | None = None,
+    ) -> Tensor:
+        if not recompute or not isinstance(pool, nn.Conv3d) or self.class_token or torch.compiler.is_compiling():
+            return self._pool(F.linear(x, weight, bias), grid, pool, norm, stride=stride)
+        pooling = {"stride": stride or pool.stride, "padding": pool.padding, "operator": self.options.pooling}
+        return normalise_heads(project_and_pool(x, grid, weight, bias, pool.weight, **pooling), norm)
 
     def _add_queries(self, x: Tensor, q: Tensor) -> Tensor:
         """Residual pooling: all tokens but the class token get their query."""
         if not self.class_token:
             return x + q
-        (token, x), (_, q) = self._split_token(x), self._split_token(q)
+        (token, x), (_, q) = split_token(x), split_token(q)
         return torch.cat([token, x + q], dim=1)
 
     def pooled_grid(self, grid: Grid) -> Grid:
         """The grid of the output for tokens of ``grid``."""
-        return _pooled_grid(self.pool_q, grid)
+        return pooled_grid(self.pool_q, grid)
 
-    def pool_like_queries(self, x: Tensor, grid: Grid) -> Tensor:
-        """Pool the tokens ``x`` (B, N, D) as the queries are pooled, norm included."""
-        return self.pool(x, grid, self.pool_q, self.norm_q)
+    def key_grid(self, grid: Grid) -> Grid:
+        """The grid of the keys for tokens of ``grid``."""
+        return pooled_grid(self.pool_k, grid)
 
-    def _project(self, x: Tensor) -> list[Tensor]:
-        """q, k and v as three products, so that each is contiguous and can be viewed as a volume."""
-        if self.options.separate_qkv:
-            return [self.q(x), self.k(x), self.v(x)]
-        weights = self.qkv.weight.chunk(3)
-        biases = self.qkv.bias.chunk(3) if self.qkv.bias is not None else (None,) * 3
-        return [F.linear(x, w, b) for w, b in zip(weights, biases, strict=True)]
+    def _pool(
+        self, x: Tensor, grid: Grid, pool: nn.Module | None, norm: nn.Module | None, *, stride: Grid | None = None
+    ) -> Tensor:
+        options = {"class_token": self.class_token, "operator": self.options.pooling, "stride": stride}
+        return pool_tokens(x, grid, pool, norm, **options)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, key_grid: Grid) -> Tensor:
         """``softmax(q k^T / sqrt(d) + relative positions) v`` by heads: (B, N', dim_out)."""
@@ -188,7 +241,7 @@ class PoolingAttention(nn.Module):
         """
         extra = sum(size for size, table in zip(key_grid, tables, strict=True) if table is not None)
         extra += -(self.head_dim + extra) % 8
-        token, rest = self._split_token(q)
+        token, rest = split_token(q) if self.class_token else (None, q)
         positions = extend_queries(
             rest.unflatten(1, grid), grid, key_grid, tables, factor=self.head_dim**0.5, width=extra
         )  # (B, THW, M, e); attention divides by the factor
@@ -199,70 +252,3 @@ class PoolingAttention(nn.Module):
         if token is not None:
             positions = F.pad(positions, (0, 0, 0, 0, first, 0))
         return torch.cat([q, positions], -1), torch.cat([k, coordinates], -1), F.pad(v, (0, extra))
-
-    def _split_token(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
-        """The class token, if there is one, and the other tokens (dimension 1)."""
-        # Not by two slices: in the backward each would fill a tensor of the whole size with zeros.
-        return x.split([1, x.shape[1] - 1], dim=1) if self.class_token else (None, x)
-
-    def pool(self, x: Tensor, grid: Grid, pool: nn.Module | None, norm: nn.Module | None) -> Tensor:
-        """Pool the tokens ``x`` (B, N, D) of ``grid``, all but the class token, then normalise all of them."""
-        if pool is None:
-            return x
-        token, x = self._split_token(x)
-        batch, _, dim = x.shape
-        volume = x.view(batch, *grid, dim).permute(0, 4, 1, 2, 3)  # (B, D, T, H, W), channels_last_3d
-        volume = _POOL[type(pool)](volume, pool)  # (B, D, T', H', W')
-        x = volume.permute(0, 2, 3, 4, 1).reshape(batch, -1, dim)  # (B, N', D)
-        if token is not None:
-            x = torch.cat([token, x], dim=1)
-        return x if norm is None else norm(x.unflatten(-1, (-1, pool.out_channels))).flatten(2)
-
-
-def _depthwise(volume: Tensor, conv: nn.Conv3d) -> Tensor:
-    """Depthwise convolution of all D channels of ``volume`` (B, D, T, H, W) by kernels for d channels of each head."""
-    if volume.device.type == "cpu" and volume.dtype is torch.bfloat16:
-        # torch 2.15: the weight gradient of this convolution is garbage in bfloat16 on the CPU when channels are
-        # innermost and the volume has two frames (float32, float16 and contiguous volumes are right).
-        volume = volume.contiguous()
-    channels = volume.shape[1]
-    weight = conv.weight.repeat(channels // conv.out_channels, 1, 1, 1, 1)  # one kernel of d channels for all heads
-    return F.conv3d(volume, weight, stride=conv.stride, padding=conv.padding, groups=channels)
-
-
-def _average(volume: Tensor, pool: nn.AvgPool3d) -> Tensor:
-    """Average pooling that counts the padding's zeros; torch's own refuses volumes smaller than the kernel."""
-    padding = [p for p in reversed(pool.padding) for _ in range(2)]
-    return F.avg_pool3d(F.pad(volume, padding), pool.kernel_size, pool.stride)
-
-
-_POOL = {nn.Conv3d: _depthwise, nn.AvgPool3d: _average, nn.MaxPool3d: lambda volume, pool: pool(volume)}
-
-
-def _pooled_grid(pool: nn.Module | None, grid: Grid) -> Grid:
-    if pool is None:
-        return grid
-    sizes = zip(grid, pool.kernel_size, pool.stride, pool.padding, strict=True)
-    return tuple((n + 2 * p - k) // s + 1 for n, k, s, p in sizes)
-
-
-def _pool(mode: str, channels: int, kernel: Grid, stride: Grid) -> tuple[nn.Module | None, nn.Module | None]:
-    """Pooling over (T, H, W) and its norm; nothing where it would be the identity's shape."""
-    if math.prod(kernel) == 1 and math.prod(stride) == 1:
-        return None, None
-    padding = tuple(k // 2 for k in kernel)
-    if mode == "avg":
-        return nn.AvgPool3d(kernel, stride, padding), None
-    if mode == "max":
-        return nn.MaxPool3d(kernel, stride, padding), None
-    return nn.Conv3d(channels, channels, kernel, stride, padding, groups=channels, bias=False), LayerNorm(channels)
-
-
-def max_pool_tokens(x: Tensor, grid: Grid, stride: Grid, *, class_token: bool) -> Tensor:
-    """Max pooling of a skip path, kernel s + 1: ``(B, N, D) -> (B, N', D)``; the class token is kept as it is."""
-    token, x = x.split([1, x.shape[1] - 1], dim=1) if class_token else (None, x)
-    kernel = [s + 1 if s > 1 else s for s in stride]
-    volume = x.unflatten(1, grid).permute(0, 4, 1, 2, 3)  # (B, D, T, H, W)
-    volume = F.max_pool3d(volume, kernel, stride, [k // 2 for k in kernel])
-    x = volume.flatten(2).transpose(1, 2)  # (B, N', D)
-    return x if token is None else torch.cat([token, x], dim=1)

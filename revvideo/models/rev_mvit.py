@@ -5,22 +5,31 @@ fuse the two streams, pool the tokens, widen them, and start the next run with t
 input, which is the kept output of the run before; its F and G are recomputed in the backward, one after the other.
 """
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from revvideo.models.assemble import assemble, every_block, three_transitions
 from revvideo.models.block_plan import BlockSpec, nominal_grids
+from revvideo.models.branch_call import SAMPLE_CHUNKS, BranchCall, chunk_size
+from revvideo.models.call_conditions import autocast_is_on
 from revvideo.models.input_spec import IMAGENET_MEAN, IMAGENET_STD, InputSpec
-from revvideo.models.layers import LayerNorm, Mlp, drop_path_mask
-from revvideo.models.pooling_attention import DEFAULT_ATTENTION, AttentionOptions, Grid, max_pool_tokens
+from revvideo.models.inversion_check import InversionCheck
+from revvideo.models.keep_plan import BlockMemory, plan_kept_attention
+from revvideo.models.layers import LayerNorm, Mlp, drop_path_mask, in_autocast_dtype
+from revvideo.models.pooling_attention import DEFAULT_ATTENTION, AttentionOptions, PoolingAttention
+from revvideo.models.project_and_pool import project_and_pool
+from revvideo.models.recomputed import plainly, recomputed
 from revvideo.models.registry import register_model
-from revvideo.models.reversible import ReversibleBlock, check_backprop, run_blocks
+from revvideo.models.resize_positions import Grid
+from revvideo.models.reversible import DEFAULT_BACKPROP, BackpropOptions, ReversibleBlock, run_blocks
 from revvideo.models.stream_fusion import StreamFusion
+from revvideo.models.token_pooling import max_pool_tokens, normalise_heads, pool_tokens
 from revvideo.models.video_transformer import PatchSpec, VideoTransformer
 
 STAGE_DROP_PATH_MODES = ("branches", "output")
@@ -32,15 +41,19 @@ class AttentionBranch(nn.Module):
 
     def __init__(self, spec: BlockSpec, *, grid: Grid, dropout: float, options: AttentionOptions):
         super().__init__()
+        self.samplewise = dropout == 0.0  # see `BranchCall`
         self.norm = LayerNorm(spec.dim)
         self.attn = spec.attention(spec.dim_out, grid=grid, class_token=False, dropout=dropout, options=options)
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        return self.attn(self.norm(x), grid)
+    def forward(self, x: Tensor, grid: Grid, recompute: bool = False) -> Tensor:
+        """``recompute`` as in `PoolingAttention`."""
+        return self.attn(in_autocast_dtype(self.norm(x)), grid, recompute=recompute)
 
 
 class MlpBranch(nn.Module):
     """G: LayerNorm and MLP, without a skip; ``(B, N, D) -> (B, N, D)``."""
+
+    tokenwise = True  # see `BranchCall`
 
     def __init__(self, dim: int, mlp_ratio: float):
         super().__init__()
@@ -48,7 +61,48 @@ class MlpBranch(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(self.norm(x))
+        return self.mlp(in_autocast_dtype(self.norm(x)))
+
+
+class SkipBranch(nn.Module):
+    """The skip path of a transition, ``pool(res_proj(z))``, or ``res_proj(pool(z))`` where the attention pools first.
+
+    It is made for one call and has no parameters of its own: the pooling is that of the attention's queries.
+    """
+
+    def __init__(self, res_proj: nn.Module, attention: PoolingAttention, max_pool_stride: Grid | None):
+        super().__init__()
+        self.samplewise = True  # see `BranchCall`
+        self.res_proj, self.options, self.max_pool_stride = res_proj, attention.options, max_pool_stride
+        self.pool, self.norm = (None, None) if max_pool_stride else (attention.pool_q, attention.norm_q)
+
+    def forward(self, z: Tensor, grid: Grid, recompute: bool = False) -> Tensor:
+        """``(B, N, dim) -> (B, N', dim_out)``; ``recompute`` as in `PoolingAttention`."""
+        z = in_autocast_dtype(z)
+        if self.options.pool_first:
+            return self.res_proj(self._pool(z, grid))
+        widens = isinstance(self.res_proj, nn.Linear) and isinstance(self.pool, nn.Conv3d)
+        if not recompute or not widens or torch.compiler.is_compiling():
+            return self._pool(self.res_proj(z), grid)
+        projection = (self.res_proj.weight, self.res_proj.bias, self.pool.weight)
+        pooling = {"stride": self.pool.stride, "padding": self.pool.padding, "operator": self.options.pooling}
+        return normalise_heads(project_and_pool(z, grid, *projection, **pooling), self.norm)
+
+    def _pool(self, z: Tensor, grid: Grid) -> Tensor:
+        if self.max_pool_stride:
+            return max_pool_tokens(z, grid, self.max_pool_stride, class_token=False)
+        return pool_tokens(z, grid, self.pool, self.norm, class_token=False, operator=self.options.pooling)
+
+
+class FusedBranch(nn.Module):
+    """``branch(fuse(x1, x2))``, made for one call: what is kept of it are the streams, not what they are fused to."""
+
+    def __init__(self, fuse: StreamFusion, branch: nn.Module):
+        super().__init__()
+        self.fuse, self.branch, self.samplewise = fuse, branch, branch.samplewise
+
+    def forward(self, x1: Tensor, x2: Tensor, *args) -> Tensor:
+        return self.branch(self.fuse(x1, x2), *args)
 
 
 class StageTransition(nn.Module):
@@ -96,40 +150,32 @@ class StageTransition(nn.Module):
         self.max_pool_stride = spec.q_stride if skip_pooling == "max" else None
         self.drop_path, self.drop_path_mode = spec.drop_path, drop_path_mode
 
-    def forward(self, x1: Tensor, x2: Tensor, grid: Grid, *, recompute: bool) -> tuple[Tensor, Grid]:
-        """Returns ``y`` (B, N', D') and its grid; ``recompute`` saves memory at the cost of a second forward."""
+    def forward(
+        self, x1: Tensor, x2: Tensor, grid: Grid, *, options: BackpropOptions, keep_attention: bool = False
+    ) -> tuple[Tensor, Grid]:
+        """Returns ``y`` (B, N', D') and its grid.
+
+        With reversible backprop only ``x1``, ``x2`` and ``h`` are kept, and ``z`` of a fusion that has weights; the
+        skip path, F and G are computed again in the backward, one after the other.
+        """
         rate = self.drop_path if self.training else 0.0
         by_branch = rate if self.drop_path_mode == "branches" else 0.0
         masks = [drop_path_mask(x1, p) for p in (by_branch, by_branch, rate - by_branch)]
-
-        def attend(x1: Tensor, x2: Tensor) -> Tensor:
-            fused = self.pre_q_fuse(x1, x2)
-            return _add(self._skip(fused, grid), self.F(fused, grid), masks[0])
-
-        def mix(h: Tensor) -> Tensor:
-            return _add(h, self.G(h), masks[1])
-
-        if recompute and torch.is_grad_enabled():
-            y = checkpoint(mix, checkpoint(attend, x1, x2, use_reentrant=False), use_reentrant=False)
-        else:
-            y = mix(attend(x1, x2))
+        recompute = options.backprop == "reversible" and torch.is_grad_enabled()
+        run = recomputed if recompute else plainly
+        zs, branches = (x1, x2), [FusedBranch(self.pre_q_fuse, branch) for branch in (self._skip(), self.F)]
+        if self.pre_q_fuse.fuse_fn is not None or not recompute:  # fused once: it has weights, or z is there anyway
+            zs, branches = (run(BranchCall(self.pre_q_fuse), x1, x2),), [self._skip(), self.F]
+        skip, attend = (BranchCall(b, (grid, recompute), chunk_tokens=options.chunk_tokens) for b in branches)
+        attend.keep_attention = keep_attention
+        mix = BranchCall(self.G, chunk_tokens=options.chunk_tokens)
+        h = run(skip, *zs).to(x1.dtype)  # (B, N', D'), in the precision of the streams
+        h = run(attend, *zs, base=h, mask=masks[0])
+        y = run(mix, h, base=h, mask=masks[1])
         return (y if masks[2] is None else y * masks[2]), self.F.attn.pooled_grid(grid)
 
-    def _skip(self, z: Tensor, grid: Grid) -> Tensor:
-        """The skip path: ``(B, N, dim) -> (B, N', dim_out)``."""
-        attention = self.F.attn
-        pools_first = attention.options.pool_first
-        if not pools_first:
-            z = self.res_proj(z)
-        if self.max_pool_stride is None:
-            z = attention.pool_like_queries(z, grid)
-        else:
-            z = max_pool_tokens(z, grid, self.max_pool_stride, class_token=False)
-        return self.res_proj(z) if pools_first else z
-
-
-def _add(skip: Tensor, branch: Tensor, mask: Tensor | None) -> Tensor:
-    return skip + branch if mask is None else skip + branch * mask
+    def _skip(self) -> SkipBranch:
+        return SkipBranch(self.res_proj, self.F.attn, self.max_pool_stride)
 
 
 class RevBackbone(nn.Module):
@@ -139,7 +185,7 @@ class RevBackbone(nn.Module):
         blocks: the architecture.
         transitions: indices of the blocks that are stage transitions; every block that pools queries or widens must be.
         grids: (T, H, W) before each block, for relative positions.
-        backprop: ``"reversible"`` or ``"plain"``, see `ReversibleSequence`.
+        backprop: how it is trained.
         dropout: in F.
         options: of the attentions.
         shared_mask: one drop-path mask for F and G of a block, as in PySlowFast.
@@ -155,7 +201,7 @@ class RevBackbone(nn.Module):
         transitions: Sequence[int],
         *,
         grids: Sequence[Grid],
-        backprop: str,
+        backprop: BackpropOptions,
         dropout: float,
         options: AttentionOptions,
         shared_mask: bool,
@@ -168,7 +214,8 @@ class RevBackbone(nn.Module):
             raise ValueError(
                 f"MVIT.REV.BUFFER_LAYERS {list(transitions)} names a block outside 0..{len(blocks) - 1} (MVIT.DEPTH)"
             )
-        self.backprop = check_backprop(backprop)
+        self.backprop = backprop
+        self.inversion_check: InversionCheck | None = None  # of the forward that comes
         self.widths = [spec.dim_out for spec in blocks]
         self.layers = nn.ModuleList()
         for i, (spec, grid) in enumerate(zip(blocks, grids, strict=True)):
@@ -194,17 +241,59 @@ class RevBackbone(nn.Module):
         """``(B, N, D)`` to both streams (B, N', D') of the last block, and those after the blocks ``wanted``."""
         x1 = x2 = x
         kept: list[tuple[Tensor, Tensor, Grid]] = []
+        keep = self._kept_attention(x, grid)
         for start, end in self._segments:
             layers = list(self.layers[start:end])
             if isinstance(layers[0], StageTransition):
-                x1, grid = layers[0](x1, x2, grid, recompute=self.backprop == "reversible")
+                x1, grid = layers[0](x1, x2, grid, options=self.backprop, keep_attention=start in keep)
                 x2 = x1
                 kept += [(x1, x2, grid)] if start in wanted else []
                 continue
             inside = [i - start for i in range(start, end) if i in wanted]
-            (x1, x2), pairs = run_blocks(layers, x1, x2, backprop=self.backprop, f_args=(grid,), intermediates=inside)
+            (x1, x2), pairs = run_blocks(
+                layers,
+                x1,
+                x2,
+                options=self.backprop,
+                f_args=(grid,),
+                intermediates=inside,
+                keep_attention=[i - start for i in keep if start <= i < end],
+                check=self.inversion_check,
+                first_block=start,
+            )
             kept += [(*pair, grid) for pair in pairs]
         return (x1, x2), kept
+
+    def _kept_attention(self, x: Tensor, grid: Grid) -> set[int]:
+        """The blocks whose attention outputs are kept for the backward, for tokens ``x`` of ``grid``."""
+        options = self.backprop
+        if options.backprop != "reversible" or options.keep_mib < 0 or not torch.is_grad_enabled():
+            return set()
+        itemsize = torch.get_autocast_dtype(x.device.type).itemsize if autocast_is_on(x.device.type) else 4
+        batch, blocks = x.shape[0], []
+        for i, layer in enumerate(self.layers):
+            attention, mlp = layer.F.attn, layer.G.mlp
+            dim, hidden = layer.F.norm.normalized_shape[0], mlp.fc1.out_features
+            tokens, keys = batch * math.prod(grid), batch * math.prod(attention.key_grid(grid))
+            grid = attention.pooled_grid(grid)
+            pooled = batch * math.prod(grid)
+            starts_run = i == 0 or isinstance(self.layers[i - 1], StageTransition)
+            kept = pooled if isinstance(layer, StageTransition) else 2 * tokens if starts_run else 0
+            chunk = chunk_size(options.chunk_tokens, x.device) or tokens
+            piece = min(tokens, max(tokens // batch, SAMPLE_CHUNKS * chunk)) if layer.F.samplewise else tokens
+            blocks.append(
+                BlockMemory(
+                    transition=isinstance(layer, StageTransition),
+                    kept=kept * attention.dim_out * 4,
+                    attention=pooled * (attention.dim_out * itemsize + attention.num_heads * 4),
+                    stream=tokens * dim * 4,
+                    activation=piece * dim * itemsize,
+                    keys=keys * piece // tokens * attention.dim_out * itemsize,
+                    hidden=min(pooled, chunk) * hidden * itemsize,
+                    weights=2 * attention.dim_out * hidden * 4,
+                )
+            )
+        return plan_kept_attention(blocks, extra_bytes=int(options.keep_mib * 2**20))
 
 
 class RevMViT(VideoTransformer):
@@ -219,7 +308,7 @@ class RevMViT(VideoTransformer):
         blocks: the architecture (see `plan_blocks`, with ``widen_in_attention``).
         transitions: indices of the stage transitions.
         num_classes: K.
-        backprop: ``"reversible"``, or ``"plain"`` for the same network with ordinary backprop.
+        backprop: how the reversible blocks are trained.
         respath_fuse: fusion of the streams before the head, see `StreamFusion`. The norm of the tokens comes before a
             concatenating fusion (as in PySlowFast) and after any other.
         pre_q_fusion, res_path, stage_drop_path: of the transitions, see `StageTransition`.
@@ -243,7 +332,7 @@ class RevMViT(VideoTransformer):
         blocks: Sequence[BlockSpec],
         transitions: Sequence[int],
         num_classes: int,
-        backprop: str = "reversible",
+        backprop: BackpropOptions = DEFAULT_BACKPROP,
         respath_fuse: str = "concat",
         pre_q_fusion: str = "avg",
         res_path: str = "conv",
@@ -296,7 +385,20 @@ class RevMViT(VideoTransformer):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Rebuild the activations in the backward (reversible backprop) instead of keeping them (plain backprop)."""
-        self.rev_backbone.backprop = "reversible" if enable else "plain"
+        mode = "reversible" if enable else "plain"
+        self.rev_backbone.backprop = dataclasses.replace(self.rev_backbone.backprop, backprop=mode)
+
+    @contextlib.contextmanager
+    def check_inversion(self) -> Iterator[InversionCheck]:
+        """Within it, each backward compares the inputs of all blocks that it rebuilds with copies made in the forward.
+
+        The copies go to the host; the result is in the check's ``errors``.
+        """
+        self.rev_backbone.inversion_check = check = InversionCheck()
+        try:
+            yield check
+        finally:
+            self.rev_backbone.inversion_check = None
 
 
 # The official networks (Mangalam et al. 2022, tables 1 and 2), and reversible twins of MViTv2, which are ours.

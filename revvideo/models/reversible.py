@@ -21,15 +21,18 @@ The parameters are inputs of the Functions and their gradients are returned from
 and ``torch.autograd.grad`` see an ordinary graph.
 """
 
-import contextlib
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.func import functional_call
 
+from revvideo.models.branch_call import BranchCall, add_branch
+from revvideo.models.call_conditions import autocast_is_on
+from revvideo.models.inversion_check import InversionCheck
 from revvideo.models.layers import drop_path_mask
+from revvideo.models.overlapped_recompute import OverlappedRecompute, can_overlap
 
 BACKPROP_MODES = ("reversible", "plain")
 
@@ -75,17 +78,24 @@ class ReversibleSequence(nn.Module):
         blocks: `ReversibleBlock` modules, or plain ``(F, G)`` pairs of modules.
         backprop: ``"reversible"`` rebuilds activations in the backward; ``"plain"`` is the same network with ordinary
             backprop.
+        chunk_tokens, buffer_every, parallel: see `BackpropOptions`.
 
     Raises:
-        ValueError: an unknown ``backprop``.
+        ValueError: an unknown ``backprop``, or a number below its limit.
     """
 
     def __init__(
-        self, blocks: Iterable[ReversibleBlock | tuple[nn.Module, nn.Module]], *, backprop: str = "reversible"
+        self,
+        blocks: Iterable[ReversibleBlock | tuple[nn.Module, nn.Module]],
+        *,
+        backprop: str = "reversible",
+        chunk_tokens: int = -1,
+        buffer_every: int = 0,
+        parallel: bool = False,
     ):
         super().__init__()
         self.layers = nn.ModuleList(b if isinstance(b, ReversibleBlock) else ReversibleBlock(*b) for b in blocks)
-        self.backprop = check_backprop(backprop)
+        self.options = BackpropOptions(backprop, chunk_tokens, buffer_every=buffer_every, parallel=parallel)
 
     def forward(self, x1: Tensor, x2: Tensor, *, intermediates: Sequence[int] = ()):
         """Run the streams ``x1``, ``x2`` (both of one shape, batch first) through all blocks.
@@ -99,15 +109,50 @@ class ReversibleSequence(nn.Module):
         Returns:
             ``(y1, y2)``, or ``((y1, y2), [(y1, y2) of each index in the order asked])`` with ``intermediates``.
         """
-        output, kept = run_blocks(self.layers, x1, x2, backprop=self.backprop, intermediates=intermediates)
+        output, kept = run_blocks(self.layers, x1, x2, options=self.options, intermediates=intermediates)
         return (output, kept) if intermediates else output
 
 
-def check_backprop(mode: str) -> str:
-    """Return ``mode``, or raise a ValueError that names the known ones."""
-    if mode not in BACKPROP_MODES:
-        raise ValueError(f"backprop is {mode!r}; expected one of {', '.join(BACKPROP_MODES)} (REV.BACKPROP)")
-    return mode
+@dataclasses.dataclass(frozen=True)
+class BackpropOptions:
+    """How reversible blocks are trained. None of it changes a number beyond rounding.
+
+    Args:
+        backprop: ``"reversible"`` rebuilds the activations in the backward; ``"plain"`` keeps them, as usual.
+        chunk_tokens: tokens that an MLP works on at a time; 0: all, -1: 3136 on a CPU, 131072 elsewhere.
+        keep_mib: MiB by which kept attention outputs, which are not recomputed then, may raise the peak memory of a
+            step; 0 keeps those that do not raise it, -1 none. (It acts where the sizes are known: in `RevMViT`.)
+        buffer_every: keep the inputs of every n-th block, so that rounding does not add up over more than n blocks;
+            0: those of the whole run only.
+        parallel: recompute the next branch beside the gradient of this one, on a second CUDA stream (PaReprop; Zhu and
+            Mangalam 2023). Nothing is chunked and no attention output is kept then.
+
+    Raises:
+        ValueError: an unknown ``backprop``, or a number below its limit.
+    """
+
+    backprop: str = "reversible"
+    chunk_tokens: int = -1
+    keep_mib: float = 0.0
+    buffer_every: int = 0
+    parallel: bool = False
+
+    def __post_init__(self):
+        if self.backprop not in BACKPROP_MODES:
+            known = ", ".join(BACKPROP_MODES)
+            raise ValueError(f"backprop is {self.backprop!r}; expected one of {known} (REV.BACKPROP)")
+        for name, key, smallest in (
+            ("chunk_tokens", "REV.CHUNK", -1),
+            ("keep_mib", "REV.KEEP_MIB", -1),
+            ("buffer_every", "REV.BUFFER_EVERY", 0),
+        ):
+            value = getattr(self, name)
+            kinds = (int, float) if name == "keep_mib" else int
+            if isinstance(value, bool) or not isinstance(value, kinds) or value < smallest:
+                raise ValueError(f"{name} is {value!r}; expected a number, {smallest} or more ({key})")
+
+
+DEFAULT_BACKPROP = BackpropOptions()
 
 
 def run_blocks(
@@ -115,9 +160,12 @@ def run_blocks(
     x1: Tensor,
     x2: Tensor,
     *,
-    backprop: str = "reversible",
+    options: BackpropOptions = DEFAULT_BACKPROP,
     f_args: tuple = (),
-    intermediates: Sequence[int] = (),
+    intermediates: Collection[int] = (),
+    keep_attention: Collection[int] = (),
+    check: InversionCheck | None = None,
+    first_block: int = 0,
 ) -> tuple[tuple[Tensor, Tensor], list[tuple[Tensor, Tensor]]]:
     """Run two streams through reversible blocks (the function behind `ReversibleSequence`).
 
@@ -128,9 +176,12 @@ def run_blocks(
         blocks: the blocks, in order.
         x1: first stream.
         x2: second stream.
-        backprop: see `ReversibleSequence`.
+        options: how they are trained.
         f_args: further arguments, without tensors that need gradients, for every F.
         intermediates: indices of blocks whose output pairs are returned too.
+        keep_attention: indices of blocks whose attention outputs are kept for the backward.
+        check: compares the rebuilt inputs of each block with the true ones.
+        first_block: number of the first block, in the reports of ``check``.
 
     Returns:
         The last pair and the list of the intermediate ones.
@@ -145,21 +196,27 @@ def run_blocks(
 
     dtype = torch.promote_types(x1.dtype, x2.dtype)
     narrow = dtype if dtype in (torch.bfloat16, torch.float16) else None
-    branch_dtype = narrow if narrow is not None and not _autocast_is_on(x1.device.type) else None
+    branch_dtype = narrow if narrow is not None and not autocast_is_on(x1.device.type) else None
     stream_dtype = torch.float32 if narrow is not None else dtype
     x1, x2 = x1.to(stream_dtype), x2.to(stream_dtype)
 
-    tape = _Tape() if backprop == "reversible" and torch.is_grad_enabled() else None
+    reversible = options.backprop == "reversible" and torch.is_grad_enabled()
+    tape = _Tape(check, overlap=options.parallel and can_overlap(x1.device)) if reversible else None
+    chunk = 0 if tape is not None and tape.overlap is not None else options.chunk_tokens
     kept: dict[int, tuple[Tensor, Tensor]] = {}
     older, newer = x1, x2
     for index, block in enumerate(blocks):
+        keep = index in keep_attention and chunk != 0
+        if tape is not None and check is not None:
+            tape.copy_inputs(first_block + index, older, newer)
         mask = None
         for branch, args in ((block.F, f_args), (block.G, ())):
             if mask is None or not block.shared_mask:
                 mask = drop_path_mask(newer, block.drop_path if block.training else 0.0)
-            call = _BranchCall(branch, args, branch_dtype)
+            call = BranchCall(branch, args, branch_dtype, chunk, keep)
             older, newer = newer, _half_step(tape, call, older, newer, mask)
-        if tape is not None and (index in intermediates or index == len(blocks) - 1):
+        buffered = options.buffer_every and (index + 1) % options.buffer_every == 0
+        if tape is not None and (buffered or index in intermediates or index == len(blocks) - 1):
             older, newer = _Keep.apply(tape, tape.time, older, newer)
         if index in intermediates:
             kept[index] = (older, newer)
@@ -170,20 +227,12 @@ def run_blocks(
     return pairs[0], pairs[1:]
 
 
-def _half_step(tape: "_Tape | None", call: "_BranchCall", older: Tensor, newer: Tensor, mask: Tensor | None) -> Tensor:
+def _half_step(tape: "_Tape | None", call: BranchCall, older: Tensor, newer: Tensor, mask: Tensor | None) -> Tensor:
     """``s[t+1]`` from ``s[t-1]`` (older) and ``s[t]`` (newer)."""
     if tape is None:
-        return _add_branch(older, call(newer), mask)
+        return add_branch(older, call(newer), mask)
     tape.time += 1
     return _HalfStep.apply(tape, tape.time, call, mask, older, newer, *call.parameters())
-
-
-def _add_branch(stream: Tensor, branch: Tensor, mask: Tensor | None) -> Tensor:
-    if branch.shape != stream.shape:
-        raise ValueError(
-            f"F or G returned the shape {tuple(branch.shape)}; expected the streams' {tuple(stream.shape)}"
-        )
-    return stream + branch if mask is None else stream + branch * mask
 
 
 class _Tape:
@@ -193,11 +242,17 @@ class _Tape:
     tells for each of the two whether the tape made it and may overwrite it.
     """
 
-    __slots__ = ("__weakref__", "state", "time")
+    __slots__ = ("__weakref__", "check", "inputs", "overlap", "state", "time")
 
-    def __init__(self) -> None:
+    def __init__(self, check: InversionCheck | None = None, *, overlap: bool = False) -> None:
         self.time = 0
         self.state: tuple[int, Tensor, Tensor, tuple[bool, bool]] | None = None
+        self.overlap = OverlappedRecompute() if overlap else None
+        self.check = check
+        self.inputs: dict[int, tuple[int, Tensor, Tensor]] = {}  # time of F -> block, copies of its inputs
+
+    def copy_inputs(self, block: int, x1: Tensor, x2: Tensor) -> None:
+        self.inputs[self.time + 1] = (block, *(x.detach().to("cpu", copy=True) for x in (x1, x2)))
 
     def take(self, time: int) -> tuple[Tensor, Tensor, tuple[bool, bool]]:
         state, self.state = self.state, None
@@ -216,6 +271,8 @@ class _Keep(Function):
     def forward(ctx, tape: _Tape, time: int, older: Tensor, newer: Tensor):
         ctx.set_materialize_grads(False)
         ctx.tape, ctx.time = tape, time
+        if tape.overlap is not None:
+            tape.overlap.starts_at(time)
         ctx.save_for_backward(older, newer)
         return older, newer
 
@@ -227,14 +284,18 @@ class _Keep(Function):
 
 
 class _HalfStep(Function):
-    """``s[t+1] = s[t-1] + m * f(s[t])``; saves the parameters (by reference) and the mask, no activation."""
+    """``s[t+1] = s[t-1] + m * f(s[t])``; saves the parameters (by reference), the mask and what the call keeps."""
 
     @staticmethod
     def forward(ctx, tape, time, call, mask, older, newer, *parameters):
         ctx.set_materialize_grads(False)
         ctx.tape, ctx.time, ctx.call = tape, time, call
-        ctx.save_for_backward(mask, *parameters)
-        return _add_branch(older, call.record(newer), mask)
+        result, kept = call.record(newer, base=older, mask=mask)
+        if tape.overlap is not None:
+            tape.overlap.note(time, call, parameters)
+        ctx.num_kept = len(kept)
+        ctx.save_for_backward(mask, *kept, *parameters)
+        return result
 
     @staticmethod
     def backward(ctx, grad: Tensor | None):
@@ -243,137 +304,21 @@ class _HalfStep(Function):
                 "a reversible sequence cannot be differentiated twice (create_graph=True); "
                 "build it with backprop='plain' (REV.BACKPROP plain) for that"
             )
-        mask, *parameters = ctx.saved_tensors
-        newer, result, (newer_owned, result_owned) = ctx.tape.take(ctx.time)
+        mask, *saved = ctx.saved_tensors
+        kept, parameters = saved[: ctx.num_kept], saved[ctx.num_kept :]
+        tape, time = ctx.tape, ctx.time
+        newer, result, (newer_owned, result_owned) = tape.take(time)
         _, _, _, _, needs_older, needs_newer, *needs_parameters = ctx.needs_input_grad
 
-        branch, inputs = ctx.call.replay(
-            newer, parameters, needs_newer and grad is not None, [n and grad is not None for n in needs_parameters]
-        )
-        if ctx.time > 1 and (needs_older or needs_newer):  # otherwise no half-step before this one is in the graph
-            value = branch.detach() if mask is None else branch.detach() * mask
-            older = result.sub_(value) if result_owned else result - value
-            ctx.tape.state = (ctx.time - 1, older, newer, (True, newer_owned))
-        grads = [None] * len(inputs)
-        wanted = [i for i, tensor in enumerate(inputs) if tensor.requires_grad]
-        if wanted and branch.requires_grad:
-            grad_branch = (grad if mask is None else grad * mask).to(branch.dtype)
-            found = torch.autograd.grad(branch, [inputs[i] for i in wanted], grad_branch, allow_unused=True)
-            for i, g in zip(wanted, found, strict=True):
-                grads[i] = g
+        older = None  # needed where a half-step before this one is in the graph, or compared
+        if (time > 1 and (needs_older or needs_newer)) or time in tape.inputs:
+            older = result if result_owned else torch.empty_like(result)
+            tape.state = (time - 1, older, newer, (True, newer_owned))
+        rest = {"needs_grad": [needs_newer, *needs_parameters], "subtract": older if older is None else (result, older)}
+        if tape.overlap is None:
+            grads = ctx.call.pull_back([newer], parameters, kept, grad, mask, **rest)
+        else:
+            grads = tape.overlap.pull_back(time, ctx.call, newer, parameters, grad, mask, **rest)
+        if time in tape.inputs:
+            tape.check.compare(*tape.inputs[time], older, newer)
         return None, None, None, None, grad if needs_older else None, *grads
-
-
-class _BranchCall:
-    """One call of F or G, and what it takes to make the same call again in the backward.
-
-    The same call means: the same autocast state, the same train/eval mode of every submodule, the same random numbers.
-    Autocast's weight cache is off in both, because a cast made while gradients are off would be found there later by
-    code that needs its gradient.
-    """
-
-    def __init__(self, branch: nn.Module, args: tuple, dtype: torch.dtype | None):
-        self.branch, self.args, self.dtype = branch, args, dtype
-
-    def parameters(self) -> list[Tensor]:
-        return list(self.branch.parameters())
-
-    def _cast(self, x: Tensor) -> Tensor:
-        return x if self.dtype is None else x.to(self.dtype)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.branch(self._cast(x), *self.args)
-
-    def record(self, x: Tensor) -> Tensor:
-        """Call the branch and remember the conditions."""
-        self.modes = [module.training for module in self.branch.modules()]
-        self.autocast = _autocast_state(x.device)
-        before, version = _random_state(x.device), x._version
-        with _autocast(self.autocast):
-            result = self(x)
-        if x._version != version:
-            raise RuntimeError(
-                f"{type(self.branch).__name__} changed its input by an in-place operation, so the backward could not "
-                "rebuild it; let F and G begin with an operation that returns a new tensor"
-            )
-        after = _random_state(x.device)
-        drew = any(not torch.equal(b, a) for b, a in zip(before, after, strict=True))
-        self.random_state = before if drew else None
-        return result
-
-    def replay(
-        self, x: Tensor, parameters: Sequence[Tensor], x_needs_grad: bool, needs_grad: Sequence[bool]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Make the recorded call again on aliases of ``x`` and the parameters that are leaves of a graph of its own.
-
-        Returns the result, and the aliases as the list ``[x, *parameters]``. Hooks of the real parameters do not see
-        this graph, and buffers that the branch updates are updated in copies.
-        """
-        x = x.detach().requires_grad_(x_needs_grad)
-        aliases = [p.detach().requires_grad_(n) for p, n in zip(parameters, needs_grad, strict=True)]
-        names = [name for name, _ in self.branch.named_parameters()]
-        tensors = dict(zip(names, aliases, strict=True))
-        tensors |= {name: buffer.clone() for name, buffer in self.branch.named_buffers()}
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(_autocast(self.autocast))
-            stack.enter_context(_modes(self.branch, self.modes))
-            if self.random_state is not None:
-                stack.enter_context(_random_state_set(x.device, self.random_state))
-            result = functional_call(self.branch, tensors, (self._cast(x), *self.args))
-        return result, [x, *aliases]
-
-
-def _autocast_is_on(kind: str) -> bool:
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-
-
-def _autocast_state(device: torch.device) -> list[tuple[str, bool, torch.dtype]]:
-    kinds = [kind for kind in {"cpu", device.type} if torch.amp.is_autocast_available(kind)]
-    return [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in sorted(kinds)]
-
-
-@contextlib.contextmanager
-def _autocast(state: list[tuple[str, bool, torch.dtype]]):
-    with contextlib.ExitStack() as stack:
-        for kind, enabled, dtype in state:
-            stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))
-        yield
-
-
-@contextlib.contextmanager
-def _modes(module: nn.Module, modes: list[bool]):
-    """Every submodule in the recorded train/eval mode for a while."""
-    modules = list(module.modules())
-    now = [m.training for m in modules]
-    for m, mode in zip(modules, modes, strict=True):
-        m.training = mode
-    try:
-        yield
-    finally:
-        for m, mode in zip(modules, now, strict=True):
-            m.training = mode
-
-
-def _random_state(device: torch.device) -> list[Tensor]:
-    state = [torch.get_rng_state()]
-    if device.type not in ("cpu", "meta"):
-        state.append(torch.get_device_module(device).get_rng_state(device))
-    return state
-
-
-@contextlib.contextmanager
-def _random_state_set(device: torch.device, state: list[Tensor]):
-    """The generators in the recorded state for a while; afterwards exactly where they were."""
-
-    def put(values: list[Tensor]) -> None:
-        torch.set_rng_state(values[0])
-        if len(values) > 1:
-            torch.get_device_module(device).set_rng_state(values[1], device)
-
-    now = _random_state(device)
-    put(state)
-    try:
-        yield
-    finally:
-        put(now)
