@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from revvideo.benchmark.memory import peak_bytes, peak_training_bytes
+from revvideo.models.registry import create_model
 from revvideo.models.reversible import ReversibleSequence
 
 CPU = torch.device("cpu")
@@ -55,3 +56,53 @@ def test_memory_does_not_grow_with_depth_and_plain_backprop_grows_linearly():
     assert max(slopes) <= 1.02 * min(slopes), plain
     assert plain[32] > 10 * reversible[32], (plain, reversible)
     print(f"KiB: reversible {reversible}, plain {plain}")
+
+
+# The official network. These figures are exact, not noisy; the yardsticks are in docs/performance.md.
+
+
+class Step(nn.Module):
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None):
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, clips):
+        with torch.autocast("cpu", dtype=self.dtype, enabled=self.dtype is not None):
+            return self.model(clips)
+
+
+def official_peak(*, batch: int = 1, dtype: torch.dtype | None = None, **options) -> float:
+    """MiB of a step of Rev-MViT-B 16x4, 224 pixels, without drop path."""
+    torch.manual_seed(0)
+    model = create_model("rev_mvit_b_16x4", drop_path=0.0, **options).train()
+    clips, labels = torch.randn(batch, *model.input_spec.shape), torch.zeros(batch, dtype=torch.long)
+    return peak_training_bytes(Step(model, dtype), clips, labels, warmup_steps=1) / MIB
+
+
+def test_peak_of_rev_mvit_b_16x4():
+    assert official_peak() <= 90
+
+
+@pytest.mark.slow
+def test_peak_of_rev_mvit_b_16x4_in_bfloat16():
+    assert official_peak(dtype=torch.bfloat16) <= 86
+
+
+@pytest.mark.slow
+def test_a_second_clip_costs_less_than_the_first():
+    one, two = official_peak(), official_peak(batch=2)
+    assert two <= 1.95 * one, (one, two)
+
+
+@pytest.mark.slow
+def test_kept_attention_stays_in_its_budget():
+    nothing, free, some = (official_peak(keep_mib=mib) for mib in (-1, 0, 20))
+    assert free <= nothing, (nothing, free)
+    assert nothing < some <= nothing + 20, (nothing, some)
+
+
+@pytest.mark.slow
+def test_the_official_network_does_not_grow_with_depth():
+    small = {"input_size": (8, 112, 112), "keep_mib": -1}
+    peaks = [official_peak(depth=depth, **small) for depth in (8, 32)]
+    assert peaks[1] <= 1.01 * peaks[0], peaks

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from revvideo import build_model, create_model, list_models, load_config
 from revvideo.config import ConfigError
-from revvideo.models.rev_mvit import STAGE_DROP_PATH_MODES
+from revvideo.models.rev_blocks import STAGE_DROP_PATH_MODES
 from revvideo.models.reversible import BackpropOptions
 
 OFFICIAL = {"REV_MVIT_B_16x4_CONV": "rev_mvit_b_16x4", "MVIT_B_16x4_CONV": "mvit_b_16x4"}

@@ -94,7 +94,7 @@ MODEL_KEYS: list[Key] = [
         ("KEEP_MIB", 0.0, "MiB by which kept attention outputs, which are then not recomputed, may raise the peak "
          "memory of a step; 0: keep what does not raise it, -1: keep none.", {"limits": ">= -1"}),
         ("BUFFER_EVERY", 0, "Keep the inputs of every n-th reversible block, so that rounding does not add up over "
-         "more than n blocks; 0: only those of the first and the last one of a run.", {"limits": ">= 0"}),
+         "more than n blocks; 0: only the outputs of each run of blocks are kept.", {"limits": ">= 0"}),
         ("PARALLEL", False, "Recompute the next block beside the gradient of this one, on a second CUDA stream "
          "(PaReprop, Zhu and Mangalam 2023)."),
         ("CHECK_INVERSION_PERIOD", 0, "Compare the rebuilt inputs of all blocks with copies of the true ones on every "
@@ -106,8 +106,8 @@ MODEL_KEYS: list[Key] = [
     *section(
         "COMPILE",
         ("ENABLE", False, "Compile the branches of the blocks by torch.compile."),
-        ("POOLING", "auto", "How depthwise pooling is computed: by ATen, by shifted multiply-adds in plain torch (taps), "
-         "by our compiled kernel (CPU), or by the fastest that works here.",
+        ("POOLING", "auto", "How depthwise pooling is computed: by ATen, by plain torch for gradients (taps), by our "
+         "compiled kernel (CPU), or by the fastest of them that works here.",
          {"choices": ("auto", "aten", "taps", "compiled")}),
         ours=True,
     ),

@@ -49,8 +49,8 @@ class OverlappedRecompute:
         self._calls[time] = (call, parameters)
 
     def starts_at(self, time: int) -> None:
-        """In the forward: the streams around half-step ``time`` are kept, so its input is not the rebuilt one."""
-        self._starts.add(time)
+        """In the forward: the streams after half-step ``time`` are kept, so it and the next one wait for these."""
+        self._starts |= {time, time + 1}
 
     def pull_back(
         self,

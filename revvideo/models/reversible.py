@@ -122,8 +122,8 @@ class BackpropOptions:
         chunk_tokens: tokens that an MLP works on at a time; 0: all, -1: 3136 on a CPU, 131072 elsewhere.
         keep_mib: MiB by which kept attention outputs, which are not recomputed then, may raise the peak memory of a
             step; 0 keeps those that do not raise it, -1 none. (It acts where the sizes are known: in `RevMViT`.)
-        buffer_every: keep the inputs of every n-th block, so that rounding does not add up over more than n blocks;
-            0: those of the whole run only.
+        buffer_every: keep the inputs of every n-th block of a run, the first one included, so that rounding does not
+            add up over more than n blocks; 0: only the run's outputs are kept.
         parallel: recompute the next branch beside the gradient of this one, on a second CUDA stream (PaReprop; Zhu and
             Mangalam 2023). Nothing is chunked and no attention output is kept then.
 
@@ -204,7 +204,7 @@ def run_blocks(
     tape = _Tape(check, overlap=options.parallel and can_overlap(x1.device)) if reversible else None
     chunk = 0 if tape is not None and tape.overlap is not None else options.chunk_tokens
     kept: dict[int, tuple[Tensor, Tensor]] = {}
-    older, newer = x1, x2
+    older, newer, inputs_are_kept = x1, x2, options.buffer_every > 0
     for index, block in enumerate(blocks):
         keep = index in keep_attention and chunk != 0
         if tape is not None and check is not None:
@@ -214,10 +214,12 @@ def run_blocks(
             if mask is None or not block.shared_mask:
                 mask = drop_path_mask(newer, block.drop_path if block.training else 0.0)
             call = BranchCall(branch, args, branch_dtype, chunk, keep)
-            older, newer = newer, _half_step(tape, call, older, newer, mask)
+            exact, inputs_are_kept = inputs_are_kept, False
+            older, newer = newer, _half_step(tape, call, older, newer, mask, exact)
         buffered = options.buffer_every and (index + 1) % options.buffer_every == 0
         if tape is not None and (buffered or index in intermediates or index == len(blocks) - 1):
             older, newer = _Keep.apply(tape, tape.time, older, newer)
+            inputs_are_kept = True
         if index in intermediates:
             kept[index] = (older, newer)
 
@@ -227,12 +229,14 @@ def run_blocks(
     return pairs[0], pairs[1:]
 
 
-def _half_step(tape: "_Tape | None", call: BranchCall, older: Tensor, newer: Tensor, mask: Tensor | None) -> Tensor:
-    """``s[t+1]`` from ``s[t-1]`` (older) and ``s[t]`` (newer)."""
+def _half_step(
+    tape: "_Tape | None", call: BranchCall, older: Tensor, newer: Tensor, mask: Tensor | None, exact: bool
+) -> Tensor:
+    """``s[t+1]`` from ``s[t-1]`` (older) and ``s[t]`` (newer), which are kept in any case if ``exact``."""
     if tape is None:
         return add_branch(older, call(newer), mask)
     tape.time += 1
-    return _HalfStep.apply(tape, tape.time, call, mask, older, newer, *call.parameters())
+    return _HalfStep.apply(tape, tape.time, call, mask, exact, older, newer, *call.parameters())
 
 
 class _Tape:
@@ -284,17 +288,21 @@ class _Keep(Function):
 
 
 class _HalfStep(Function):
-    """``s[t+1] = s[t-1] + m * f(s[t])``; saves the parameters (by reference), the mask and what the call keeps."""
+    """``s[t+1] = s[t-1] + m * f(s[t])``; saves the parameters (by reference), the mask and what the call keeps.
+
+    Where a `_Keep` holds the pair ``(s[t-1], s[t])``, the half-step saves ``s[t]`` too (the same memory): its gradient
+    is then free of the rounding of the half-step after it, and nothing has to be rebuilt.
+    """
 
     @staticmethod
-    def forward(ctx, tape, time, call, mask, older, newer, *parameters):
+    def forward(ctx, tape, time, call, mask, exact, older, newer, *parameters):
         ctx.set_materialize_grads(False)
         ctx.tape, ctx.time, ctx.call = tape, time, call
         result, kept = call.record(newer, base=older, mask=mask)
         if tape.overlap is not None:
             tape.overlap.note(time, call, parameters)
         ctx.num_kept = len(kept)
-        ctx.save_for_backward(mask, *kept, *parameters)
+        ctx.save_for_backward(mask, newer if exact else None, *kept, *parameters)
         return result
 
     @staticmethod
@@ -304,14 +312,16 @@ class _HalfStep(Function):
                 "a reversible sequence cannot be differentiated twice (create_graph=True); "
                 "build it with backprop='plain' (REV.BACKPROP plain) for that"
             )
-        mask, *saved = ctx.saved_tensors
+        mask, exact, *saved = ctx.saved_tensors
         kept, parameters = saved[: ctx.num_kept], saved[ctx.num_kept :]
         tape, time = ctx.tape, ctx.time
         newer, result, (newer_owned, result_owned) = tape.take(time)
-        _, _, _, _, needs_older, needs_newer, *needs_parameters = ctx.needs_input_grad
+        _, _, _, _, _, needs_older, needs_newer, *needs_parameters = ctx.needs_input_grad
 
         older = None  # needed where a half-step before this one is in the graph, or compared
-        if (time > 1 and (needs_older or needs_newer)) or time in tape.inputs:
+        if exact is not None:
+            newer = exact
+        elif (time > 1 and (needs_older or needs_newer)) or time in tape.inputs:
             older = result if result_owned else torch.empty_like(result)
             tape.state = (time - 1, older, newer, (True, newer_owned))
         rest = {"needs_grad": [needs_newer, *needs_parameters], "subtract": older if older is None else (result, older)}
@@ -320,5 +330,6 @@ class _HalfStep(Function):
         else:
             grads = tape.overlap.pull_back(time, ctx.call, newer, parameters, grad, mask, **rest)
         if time in tape.inputs:
-            tape.check.compare(*tape.inputs[time], older, newer)
-        return None, None, None, None, grad if needs_older else None, *grads
+            block, x1, x2 = tape.inputs[time]
+            tape.check.compare(block, x1, x2, x1 if older is None else older, newer)
+        return None, None, None, None, None, grad if needs_older else None, *grads
