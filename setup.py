@@ -44,6 +44,7 @@ setup(
         "dev": ["ruff==0.17.*", "pytest>=8", "pytest-xdist>=3.5", "build", "setuptools>=77", "wheel"],
         "torchcodec": ["torchcodec"],
         "tensorboard": ["tensorboard"],
+        "plot": ["matplotlib"],
     },
     entry_points={"console_scripts": ["revvideo = revvideo.cli.main:main"]},
     classifiers=[

@@ -20,6 +20,7 @@ from revvideo.distributed.env import current_process
 from revvideo.engine.checkpoint import latest_checkpoint
 from revvideo.engine.evaluator import EditViews, evaluate, protocol, write_results
 from revvideo.engine.events import EventLog
+from revvideo.engine.inversion import CheckInversion
 from revvideo.engine.metrics import VideoScores
 from revvideo.engine.trainer import Trainer
 from revvideo.errors import InputError
@@ -113,6 +114,8 @@ def build_trainer(cfg: CfgNode, events: EventLog) -> Trainer:
     torch.use_deterministic_algorithms(cfg.RUN.DETERMINISTIC)
     device = build.choose_device(cfg)
     model = build.build_model(cfg).to(device)
+    if cfg.COMPILE.ENABLE:
+        build.compile_model(model)
     if cfg.LOG_MODEL_INFO:
         kind = f"reversible, {cfg.REV.BACKPROP} backprop" if cfg.MVIT.REV.ENABLE else "plain"
         count = sum(p.numel() for p in model.parameters())
@@ -127,7 +130,16 @@ def build_trainer(cfg: CfgNode, events: EventLog) -> Trainer:
         folder=Path(cfg.OUTPUT_DIR),
         config_text=dump_config(cfg),
         events=events,
+        check_inversion=_check_inversion(cfg, model),
     )
+
+
+def _check_inversion(cfg: CfgNode, model: torch.nn.Module) -> CheckInversion | None:
+    check = getattr(model, "check_inversion", None)
+    if cfg.REV.CHECK_INVERSION_PERIOD and (check is None or cfg.REV.BACKPROP != "reversible"):
+        logger.warning("REV.CHECK_INVERSION_PERIOD has no effect: nothing is rebuilt with ordinary backprop")
+        return None
+    return check
 
 
 def _start_from(cfg: CfgNode, trainer: Trainer) -> None:

@@ -9,6 +9,7 @@ from gradients import assert_gradients_equal, parameter_gradients
 from tiny_models import CLIP_SHAPE, NUM_CLASSES, tiny_rev_mvit
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 PROCESSES, STEPS, BATCH = 2, 3, 4
@@ -18,7 +19,9 @@ OPTIONS = {
     "find_unused_parameters": {"find_unused_parameters": True},
     "static_graph": {"static_graph": True},
     "bucket views": {"gradient_as_bucket_view": True},
+    "static_graph and bucket views": {"static_graph": True, "gradient_as_bucket_view": True},
 }
+SMALL_BUCKETS = {"bucket_cap_mb": 0.02}  # so that there are several
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
@@ -56,18 +59,38 @@ def accumulate(model: nn.Module, part: slice) -> dict[str, Tensor | None]:
     return gradients(model)
 
 
+def order_of_events(model: nn.Module, part: slice) -> list[str]:
+    """The names of parameters as their gradients come, and "reduce" as each bucket is handed to the reduction."""
+    order = []
+
+    def reduce(_, bucket):
+        order.append("reduce")
+        return allreduce_hook(None, bucket)
+
+    ddp = DistributedDataParallel(model, **SMALL_BUCKETS)
+    ddp.register_comm_hook(None, reduce)
+    backward(ddp, 0, part)  # after the first step the buckets are in the order of the backward
+    order.clear()
+    for name, parameter in model.named_parameters():
+        parameter.register_hook(lambda _, name=name: order.append(name))
+    backward(ddp, 1, part)
+    return order
+
+
 def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=PROCESSES)
     share = BATCH // PROCESSES
     part = slice(rank * share, (rank + 1) * share)
     try:
-        # Small buckets, so that the reduction of the last blocks runs during the backward of the first ones.
         found = {
-            name: train(DistributedDataParallel(tiny_rev_mvit().double(), bucket_cap_mb=0.02, **options), part)
+            name: train(DistributedDataParallel(tiny_rev_mvit().double(), **SMALL_BUCKETS, **options), part)
             for name, options in OPTIONS.items()
         }
         found["no_sync"] = accumulate(DistributedDataParallel(tiny_rev_mvit().double()), part)
+        views = DistributedDataParallel(tiny_rev_mvit().double(), gradient_as_bucket_view=True, **SMALL_BUCKETS)
+        found["no_sync, bucket views"] = accumulate(views, part)
+        found["order"] = order_of_events(tiny_rev_mvit().double(), part)
         torch.save(found, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -93,7 +116,18 @@ def test_two_processes_get_the_gradients_of_the_whole_batch(found, expected, nam
             assert_gradients_equal(of_process[name][step], expected[step], torch.float64)
 
 
-def test_gradient_accumulation_without_communication(found):
+@pytest.mark.parametrize("name", ["no_sync", "no_sync, bucket views"])
+def test_gradient_accumulation_without_communication(found, name):
     expected = accumulate(tiny_rev_mvit(backprop="plain").double(), slice(None))
     for of_process in found:
-        assert_gradients_equal(of_process["no_sync"], expected, torch.float64)
+        assert_gradients_equal(of_process[name], expected, torch.float64)
+
+
+def test_the_reduction_runs_during_the_backward(found):
+    """Most buckets are on their way before the first block has its gradients; a bucket's hook comes after its last."""
+    for of_process in found:
+        order = of_process["order"]
+        first_block = next(i for i, name in enumerate(order) if name.startswith("rev_backbone.layers.0."))
+        early, all_of_them = order[:first_block].count("reduce"), order.count("reduce")
+        assert all_of_them >= 4
+        assert early >= all_of_them / 2, f"{early} of {all_of_them} buckets before the backward of the first block"

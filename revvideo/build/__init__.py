@@ -1,5 +1,6 @@
 """The only place where a config becomes objects. Below it every constructor takes plain arguments."""
 
+from revvideo.build.compile import compile_model
 from revvideo.build.data import (
     build_eval_input,
     build_manifest,
@@ -23,6 +24,7 @@ __all__ = [
     "build_train_loader",
     "build_val_loader",
     "choose_device",
+    "compile_model",
     "eval_amp_dtype",
     "temporal_views",
     "train_settings",

@@ -65,7 +65,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module, plan: BatchPlan) -> torch.op
 
 
 def train_settings(cfg: CfgNode, plan: BatchPlan) -> TrainSettings:
-    """How to train, from SOLVER, TRAIN, AMP and LOADER."""
+    """How to train, from SOLVER, TRAIN, AMP, LOADER and REV."""
     solver = cfg.SOLVER
 
     def rate(epoch_exact: float) -> float:
@@ -92,6 +92,8 @@ def train_settings(cfg: CfgNode, plan: BatchPlan) -> TrainSettings:
         clip_value=solver.CLIP_GRAD_VAL or None,
         clip_l2_norm=solver.CLIP_GRAD_L2NORM or None,
         max_bad_fraction=cfg.LOADER.MAX_BAD_FRACTION,
+        check_inversion_period=cfg.REV.CHECK_INVERSION_PERIOD,
+        check_inversion_limit=cfg.REV.CHECK_INVERSION_LIMIT,
     )
 
 

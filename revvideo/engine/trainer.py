@@ -1,5 +1,6 @@
 """The training loop: epochs, steps, validation, checkpoints, events. It knows modules and loaders, never a config."""
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -20,6 +21,7 @@ from revvideo.engine.checkpoint import (
     set_random_state,
 )
 from revvideo.engine.events import EventLog
+from revvideo.engine.inversion import CheckInversion, inversion_checked
 from revvideo.engine.losses import Loss
 from revvideo.engine.metrics import merge_mixed_targets, topk_correct
 from revvideo.engine.optimizer import clip_gradients, load_optimizer_state, set_lr
@@ -44,6 +46,9 @@ class TrainSettings:
         clip_value, clip_l2_norm: limits of the gradients, see `clip_gradients`.
         max_bad_fraction: training stops when more than this share of the videos asked for could not be read.
         min_videos_judged: ... but not before so many were asked for.
+        check_inversion_period: the inputs that a reversible model rebuilds are compared with the true ones on every
+            n-th step, from the first one on; 0: never.
+        check_inversion_limit: training stops when one differs by more, see `inversion_checked`.
     """
 
     max_epoch: int
@@ -56,6 +61,8 @@ class TrainSettings:
     clip_l2_norm: float | None = None
     max_bad_fraction: float = 0.05
     min_videos_judged: int = 100
+    check_inversion_period: int = 0
+    check_inversion_limit: float = 1e-3
 
 
 class Trainer:
@@ -72,6 +79,7 @@ class Trainer:
         folder: the run folder; checkpoints go to `checkpoints/` in it.
         config_text: the resolved config, kept in the checkpoints.
         events: the diary.
+        check_inversion: of a reversible model; makes the context in which it compares what it rebuilds.
     """
 
     def __init__(
@@ -86,10 +94,12 @@ class Trainer:
         folder: Path,
         config_text: str,
         events: EventLog,
+        check_inversion: CheckInversion | None = None,
     ):
         self.model, self.optimizer, self.loss, self.settings = model, optimizer, loss, settings
         self.prepare, self.device = prepare, device
         self.folder, self.config_text, self.events = Path(folder), config_text, events
+        self.check_inversion = check_inversion
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.amp_dtype is torch.float16)
         self.next_epoch = 0
         self.best_top1 = -1.0
@@ -104,7 +114,7 @@ class Trainer:
             validate: evaluates the model as it is and returns the figures of `VideoScores.summary`.
 
         Raises:
-            CheckFailed: a loss is not finite, or too many videos cannot be read.
+            CheckFailed: a loss is not finite, too many videos cannot be read, or inputs cannot be rebuilt.
         """
         settings = self.settings
         for epoch in range(self.next_epoch, settings.max_epoch):
@@ -117,21 +127,35 @@ class Trainer:
             if last or self.next_epoch % settings.checkpoint_period == 0:
                 self.save(epoch)
 
-    def train_step(self, clips: Tensor, targets: Tensor, learning_rate: float) -> tuple[Tensor, Tensor, Tensor]:
-        """One optimizer step; returns loss (scalar), logits `(B, K)`, detached, and the gradients' norm from before."""
+    def train_step(
+        self, clips: Tensor, targets: Tensor, learning_rate: float, *, step: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One optimizer step; returns loss (scalar), logits `(B, K)`, detached, and the gradients' norm from before.
+
+        With the number of the step from the start of training, the inversion is checked when its turn has come; a
+        check that fails leaves the weights as they were.
+        """
         settings = self.settings
         set_lr(self.optimizer, learning_rate)
-        with torch.autocast(self.device.type, dtype=settings.amp_dtype, enabled=settings.amp_dtype is not None):
-            logits = self.model(clips)
-        outputs = logits.float().sigmoid() if self.loss.takes_probabilities else logits
-        loss = self.loss(outputs, targets)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        with self._inversion_checked(step):
+            with torch.autocast(self.device.type, dtype=settings.amp_dtype, enabled=settings.amp_dtype is not None):
+                logits = self.model(clips)
+            outputs = logits.float().sigmoid() if self.loss.takes_probabilities else logits
+            loss = self.loss(outputs, targets)
+            self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.model.parameters(), value=settings.clip_value, l2_norm=settings.clip_l2_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.detach(), logits.detach(), norm
+
+    def _inversion_checked(self, step: int | None) -> contextlib.AbstractContextManager:
+        period = self.settings.check_inversion_period
+        if self.check_inversion is None or step is None or not period or step % period:
+            return contextlib.nullcontext()
+        limit = self.settings.check_inversion_limit
+        return inversion_checked(self.check_inversion, step=step, limit=limit, events=self.events)
 
     def _train_epoch(self, loader: Iterable, epoch: int) -> None:
         self.model.train()
@@ -144,7 +168,7 @@ class Trainer:
                 self._count_bad(batch, epoch)
                 clips, targets = self.prepare(batch, epoch, step)
                 lr = self.settings.learning_rate(epoch + step / num_steps)
-                loss, logits, norm = self.train_step(clips, targets, lr)
+                loss, logits, norm = self.train_step(clips, targets, lr, step=epoch * num_steps + step)
                 scores, labels = merge_mixed_targets(logits, targets)
                 top1 = topk_correct(scores, labels, (1,))[0].item() / len(clips)
                 value, done_at = loss.item(), time.perf_counter()

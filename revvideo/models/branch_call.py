@@ -59,7 +59,7 @@ class BranchCall:
         Returns:
             ``base + mask * branch(*xs)``, and tensors that `replay` wants back.
         """
-        _refuse_sharded(self.branch)
+        refuse_sharded(self.branch)
         self._conditions = CallConditions(self.branch, xs[0].device)
         versions = [x._version for x in xs]
         recorder = RecordAttention() if self.keep_attention and not _is_compiled(self.branch) else None
@@ -287,7 +287,7 @@ def _is_compiled(module: nn.Module) -> bool:
     return any(m._compiled_call_impl is not None for m in module.modules())
 
 
-def _refuse_sharded(module: nn.Module) -> None:
+def refuse_sharded(module: nn.Module) -> None:
     """Parameters that FSDP2 frees after the forward of a branch are not there when its backward needs them."""
     if any(hasattr(m, "unshard") and hasattr(m, "reshard") for m in module.modules()):
         raise ValueError(

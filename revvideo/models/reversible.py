@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from revvideo.models.branch_call import BranchCall, add_branch
+from revvideo.models.branch_call import BranchCall, add_branch, refuse_sharded
 from revvideo.models.call_conditions import autocast_is_on
 from revvideo.models.inversion_check import InversionCheck
 from revvideo.models.layers import drop_path_mask
@@ -206,6 +206,8 @@ def run_blocks(
     kept: dict[int, tuple[Tensor, Tensor]] = {}
     older, newer, inputs_are_kept = x1, x2, options.buffer_every > 0
     for index, block in enumerate(blocks):
+        if tape is not None:
+            refuse_sharded(block)  # the block too: it is never called, so nothing would gather its parameters
         keep = index in keep_attention and chunk != 0
         if tape is not None and check is not None:
             tape.copy_inputs(first_block + index, older, newer)
