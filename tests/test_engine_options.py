@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from revvideo.models import overlapped_recompute, reversible
 from revvideo.models.branch_call import BranchCall, Pieces
-from revvideo.models.keep_plan import BlockMemory, plan_kept_attention
+from revvideo.models.keep_plan import BlockMemory, KeepPlan, plan_keeping
 from revvideo.models.reversible import BackpropOptions, ReversibleSequence
 
 BATCH = 3
@@ -48,8 +48,9 @@ OPTIONS = {
     "everything in one piece": {"chunk_tokens": 0},
     "chunks that do not divide": {"chunk_tokens": 50},
     "a token at a time": {"chunk_tokens": 1, "keep_mib": 100.0},
-    "all attention kept": {"keep_mib": 100.0},
-    "no attention kept": {"keep_mib": -1},
+    "all kept that can be": {"keep_mib": 100.0},
+    "nothing kept": {"keep_mib": -1},
+    "kept where it costs nothing": {"keep_mib": 0},
     "every block buffered": {"buffer_every": 1},
     "every second block buffered": {"buffer_every": 2, "chunk_tokens": 33},
 }
@@ -101,8 +102,8 @@ def test_kept_attention_is_not_computed_again(keep_mib, recomputed):
 
 
 def test_chunks_are_made():
-    _, whole, _ = step(tiny_rev_mvit(chunk_tokens=0), torch.float32)
-    _, chunked, _ = step(tiny_rev_mvit(chunk_tokens=64), torch.float32)
+    _, whole, _ = step(tiny_rev_mvit(keep_mib=-1, chunk_tokens=0), torch.float32)
+    _, chunked, _ = step(tiny_rev_mvit(keep_mib=-1, chunk_tokens=64), torch.float32)
     # 3 samples of 4 x 8 x 8, 4 x 4 x 4 and 4 x 2 x 2 tokens: 12, 3 and 1 chunks in 1, 2 and 3 of the six blocks.
     assert chunked["gelu"] - whole["gelu"] == (12 - 1) * 1 + (3 - 1) * 2
     assert chunked[ATTENTION] - whole[ATTENTION] == 3 - 1 + 0  # by samples, about 8 chunks: only in the first stage
@@ -128,18 +129,27 @@ def test_a_tokenwise_branch_of_the_wrong_shape_is_refused():
 # The plan
 
 
-def block(attention: int, stream: int, *, kept: int = 0) -> BlockMemory:
-    rest = {"activation": stream, "keys": 0, "hidden": 0, "weights": 0}
-    return BlockMemory(transition=False, kept=kept, attention=attention, stream=stream, **rest)
+def block(attention: int, stream: int, *, projections: int = 0) -> BlockMemory:
+    rest = {"kept": 0, "activation": stream, "keys": 0, "hidden": 0, "weights": 0}
+    transition = projections > 0
+    return BlockMemory(transition=transition, attention=attention, stream=stream, projections=projections, **rest)
 
 
 def test_late_blocks_keep_what_does_not_raise_the_peak():
     blocks = [block(8, 8), *(block(2, 2) for _ in range(4))]  # peak: 7.5 x 8 = 60 in the first; 15 in each other one
-    assert plan_kept_attention(blocks, extra_bytes=0) == {1, 2, 3, 4}
+    assert plan_keeping(blocks, 0) == KeepPlan(attention=frozenset({1, 2, 3, 4}))
     blocks = [block(8, 8), *(block(20, 2) for _ in range(4))]
-    assert plan_kept_attention(blocks, extra_bytes=0) == {3, 4}  # 15 + 2 x 20 <= 60
-    assert plan_kept_attention(blocks, extra_bytes=15) == {2, 3, 4}
-    assert plan_kept_attention(blocks, extra_bytes=1000) == {0, 1, 2, 3, 4}
+    assert plan_keeping(blocks, 0).attention == {3, 4}  # 15 + 2 x 20 <= 60
+    assert plan_keeping(blocks, 15).attention == {2, 3, 4}
+    assert plan_keeping(blocks, None).attention == {2, 3, 4}  # 36 more
+    assert plan_keeping(blocks, 1000).attention == {0, 1, 2, 3, 4}
+
+
+def test_projections_of_transitions_come_after_attention():
+    blocks = [block(8, 8), block(1, 8, projections=10)]  # 60, and 48 + 10 in the transition
+    assert plan_keeping(blocks, 0) == KeepPlan(frozenset({1}), frozenset({1}))
+    assert plan_keeping(blocks, 8) == KeepPlan(frozenset({0, 1}), frozenset({1}))  # 8 + 1 + 58 <= 68
+    assert plan_keeping([block(8, 8), block(1, 8, projections=20)], 8) == KeepPlan(frozenset({0, 1}))
 
 
 # Buffered blocks and the check
@@ -170,7 +180,7 @@ def test_the_check_changes_no_gradient():
 
 def test_a_block_that_swallows_its_input_is_named_and_buffers_repair_it():
     def scaled(**options):
-        model = tiny_rev_mvit(**options)
+        model = tiny_rev_mvit(keep_mib=-1, **options)
         for parameter in model.rev_backbone.layers[4].G.mlp.parameters():
             parameter.data.mul_(300.0)
         return check_of(model)

@@ -79,13 +79,16 @@ def official_peak(*, batch: int = 1, dtype: torch.dtype | None = None, **options
     return peak_training_bytes(Step(model, dtype), clips, labels, warmup_steps=1) / MIB
 
 
-def test_peak_of_rev_mvit_b_16x4():
-    assert official_peak() <= 90
+def test_peaks_of_rev_mvit_b_16x4():
+    """As it is by default, and as lean as it can be."""
+    assert official_peak() <= 140
+    assert official_peak(keep_mib=0) <= 90
 
 
 @pytest.mark.slow
-def test_peak_of_rev_mvit_b_16x4_in_bfloat16():
-    assert official_peak(dtype=torch.bfloat16) <= 86
+def test_peaks_of_rev_mvit_b_16x4_in_bfloat16():
+    assert official_peak(dtype=torch.bfloat16) <= 115
+    assert official_peak(dtype=torch.bfloat16, keep_mib=0) <= 86
 
 
 @pytest.mark.slow
@@ -95,7 +98,7 @@ def test_a_second_clip_costs_less_than_the_first():
 
 
 @pytest.mark.slow
-def test_kept_attention_stays_in_its_budget():
+def test_what_is_kept_stays_in_its_budget():
     nothing, free, some = (official_peak(keep_mib=mib) for mib in (-1, 0, 20))
     assert free <= nothing, (nothing, free)
     assert nothing < some <= nothing + 20, (nothing, some)

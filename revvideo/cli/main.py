@@ -21,6 +21,8 @@ COMMANDS = {
     "demo": "revvideo.cli.demo",
     "models": "revvideo.cli.models",
     "convert": "revvideo.cli.convert",
+    "plan_memory": "revvideo.cli.plan_memory",
+    "benchmark": "revvideo.cli.benchmark",
 }
 
 EXIT_CRASH, EXIT_WRONG_INPUT, EXIT_CHECK_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130

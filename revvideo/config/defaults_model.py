@@ -91,8 +91,9 @@ MODEL_KEYS: list[Key] = [
         ("SHARED_FG_MASK", False, "One drop-path mask for F and G of a block (PySlowFast) instead of one each."),
         ("CHUNK", -1, "Tokens that an MLP works on at a time in reversible training, so that its hidden layer stays "
          "small; 0: all, -1: 3136 on a CPU, 131072 on a GPU.", {"limits": ">= -1"}),
-        ("KEEP_MIB", 0.0, "MiB by which kept attention outputs, which are then not recomputed, may raise the peak "
-         "memory of a step; 0: keep what does not raise it, -1: keep none.", {"limits": ">= -1"}),
+        ("KEEP_MIB", None, "MiB by which what is kept for the backward instead of being recomputed, attention outputs "
+         "first, may raise the peak of a step; None: by 60 percent, 0: keep what does not raise it, -1: nothing.",
+         {"kind": "float or None", "limits": ">= -1"}),
         ("BUFFER_EVERY", 0, "Keep the inputs of every n-th reversible block, so that rounding does not add up over "
          "more than n blocks; 0: only the outputs of each run of blocks are kept.", {"limits": ">= 0"}),
         ("PARALLEL", False, "Recompute the next block beside the gradient of this one, on a second CUDA stream "

@@ -76,7 +76,7 @@ def check_value(key: Key, value: Any, origin: str) -> None:
         allowed = ", ".join(str(choice) for choice in key.choices)
         expected = f"one of: {allowed}" if len(key.choices) > 1 else f"{allowed} (the only one that exists)"
         raise ConfigError(f"{origin}: {key.name} is {value!r}; expected {expected}")
-    if key.limits and not RANGES[key.limits](value):
+    if key.limits and value is not None and not RANGES[key.limits](value):
         raise ConfigError(f"{origin}: {key.name} is {value!r}; expected a number {key.limits}")
 
 

@@ -17,6 +17,7 @@ from torch.func import functional_call
 from revvideo.models.call_conditions import CallConditions
 from revvideo.models.kept_attention import RecordAttention, ReuseAttention
 
+MOST_CHUNKS = 64  # of automatic size: calls cost time, too, and large batches have large streams anyway
 SAMPLE_CHUNKS = 8  # a samplewise branch sees whole samples of about as many tokens as this many chunks have
 
 
@@ -145,6 +146,7 @@ class BranchCall:
             return replayed.gradients(None if grad is None else times(grad, mask))
 
         totals: list[Tensor | None] = [None] * len(needs_grad)
+        total_rows: dict[int, Sequence[Tensor]] = {}
         masks = pieces.spread(mask, xs[0] if grad is None else grad)
         rows = [pieces.of(tensor) for tensor in (result, out, grad, masks, *xs)]
         for i, (result_rows, out_rows, grad_rows, mask_rows, *x_rows) in enumerate(zip(*rows, strict=True)):
@@ -159,8 +161,10 @@ class BranchCall:
                 elif j and g is found[0]:  # the same gradient for several inputs
                     totals[j] = totals[0]
                 else:
-                    totals[j] = torch.empty_like(xs[j]) if totals[j] is None else totals[j]
-                    pieces.of(totals[j])[i].copy_(g)
+                    if totals[j] is None:
+                        totals[j] = torch.empty_like(xs[j])
+                        total_rows[j] = pieces.of(totals[j])
+                    total_rows[j][i].copy_(g)
         return totals
 
     def _cast(self, x: Tensor) -> Tensor:
@@ -169,8 +173,8 @@ class BranchCall:
     def _pieces(self, x: Tensor, *others: Tensor | None) -> "Pieces | None":
         """How the call is divided; None where it is made in one piece."""
         tensors = (x, *(tensor for tensor in others if tensor is not None))
-        chunk = chunk_size(self.chunk_tokens, x.device)
         tokens = x.shape[:-1].numel()
+        chunk = chunk_size(self.chunk_tokens, x.device, tokens)
         if not chunk or tokens <= chunk or not all(t.is_contiguous() for t in tensors):
             return None
         if getattr(self.branch, "tokenwise", False) and all(t.shape == x.shape for t in tensors):
@@ -181,9 +185,14 @@ class BranchCall:
         return None
 
 
-def chunk_size(chunk_tokens: int, device: torch.device) -> int:
-    """Tokens of a chunk; 0 for no chunks. -1 is as many as keep the products fast on this kind of device."""
-    return chunk_tokens if chunk_tokens >= 0 else 3136 if device.type == "cpu" else 131072
+def chunk_size(chunk_tokens: int, device: torch.device, tokens: int = 0) -> int:
+    """Tokens of a chunk; 0 for no chunks.
+
+    -1 is as many as keep the products fast on this kind of device, and not more than `MOST_CHUNKS` of ``tokens``.
+    """
+    if chunk_tokens >= 0:
+        return chunk_tokens
+    return max(3136 if device.type == "cpu" else 131072, -(-tokens // MOST_CHUNKS))
 
 
 @dataclasses.dataclass(frozen=True)

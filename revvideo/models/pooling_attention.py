@@ -177,6 +177,11 @@ class PoolingAttention(nn.Module):
             )
         return result
 
+    def read_grid(self, grid: Grid) -> Grid:
+        """The grid of the tokens that keys and values are projected for."""
+        touched = self._touched(grid)
+        return grid if touched is None else touched.grid
+
     def _touched(self, grid: Grid) -> TouchedTokens | None:
         """The tokens that the pooling of keys and values reads, where it passes over many."""
         pool = self.pool_k

@@ -1,7 +1,7 @@
-"""Linear projection and depthwise pooling as one step, head by head, where tokens are many before the pooling.
+"""Linear projection and depthwise pooling as one step, some heads at a time, where tokens are many before the pooling.
 
-Depthwise pooling keeps heads apart, so the projection of one head is all that has to exist at a time. It is computed
-again in the backward: nothing but the input is kept.
+Depthwise pooling keeps heads apart, so the projection of one head is all that has to exist at a time; as many are taken
+together as the input is wide. They are computed again in the backward: nothing but the input is kept.
 """
 
 import torch
@@ -47,40 +47,39 @@ class _ProjectAndPool(Function):
     def forward(ctx, x, weight, bias, kernel, grid, pooling):
         ctx.grid, ctx.pooling = grid, pooling
         ctx.save_for_backward(x, weight, bias, kernel)
-        dim = kernel.shape[0]
-        heads = []
-        for w, b in _heads(weight, bias, dim):
-            heads.append(_pool(_project(x, w, b), grid, kernel, pooling))  # (B, N', d)
-        return torch.cat(heads, dim=-1)
+        groups = [_pool(_project(x, w, b), grid, kernel, pooling) for w, b in _groups(weight, bias, kernel)]
+        return groups[0] if len(groups) == 1 else torch.cat(groups, dim=-1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, weight, bias, kernel = ctx.saved_tensors
-        dim = kernel.shape[0]
-        flat = x.flatten(0, 1)  # (B N, dim)
-        grad_x = torch.zeros_like(flat) if ctx.needs_input_grad[0] else None
+        flat, grad_x = x.flatten(0, 1), None  # (B N, dim)
         grad_weight, grad_bias, grad_kernel = [], [], torch.zeros_like(kernel)
-        for (w, b), g in zip(_heads(weight, bias, dim), grad.split(dim, dim=-1), strict=True):
+        groups = _groups(weight, bias, kernel)
+        for (w, b), g in zip(groups, grad.split([len(w) for w, _ in groups], dim=-1), strict=True):
             with torch.enable_grad():
                 tokens, leaf = _project(x, w, b).detach().requires_grad_(), kernel.detach().requires_grad_()
                 pooled = _pool(tokens, ctx.grid, leaf, ctx.pooling)
             g, g_kernel = torch.autograd.grad(pooled, (tokens, leaf), g)
-            g = g.flatten(0, 1)  # (B N, d)
             del tokens, pooled
+            g = g.flatten(0, 1)  # (B N, channels)
             grad_kernel += g_kernel
             grad_weight.append((g.t() @ flat).to(weight.dtype))
             if b is not None:
                 grad_bias.append(g.sum(0).to(bias.dtype))
-            if grad_x is not None:
-                grad_x.addmm_(g, w.to(g.dtype))
+            if ctx.needs_input_grad[0]:
+                w = w.to(g.dtype)
+                grad_x = g @ w if grad_x is None else grad_x.addmm_(g, w)
         grads = (torch.cat(grad_weight), torch.cat(grad_bias) if grad_bias else None, grad_kernel)
         return None if grad_x is None else grad_x.view_as(x), *grads, None, None
 
 
-def _heads(weight: Tensor, bias: Tensor | None, dim: int) -> list[tuple[Tensor, Tensor | None]]:
-    weights = weight.split(dim)
-    return list(zip(weights, (None,) * len(weights) if bias is None else bias.split(dim), strict=True))
+def _groups(weight: Tensor, bias: Tensor | None, kernel: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+    """Weight and bias of some heads each: together as wide as the input, or one head."""
+    channels = max(1, weight.shape[1] // len(kernel)) * len(kernel)
+    weights = weight.split(channels)
+    return list(zip(weights, (None,) * len(weights) if bias is None else bias.split(channels), strict=True))
 
 
 def _project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

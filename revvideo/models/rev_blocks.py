@@ -138,9 +138,16 @@ class StageTransition(nn.Module):
         self.drop_path, self.drop_path_mode = spec.drop_path, drop_path_mode
 
     def forward(
-        self, x1: Tensor, x2: Tensor, grid: Grid, *, options: BackpropOptions, keep_attention: bool = False
+        self,
+        x1: Tensor,
+        x2: Tensor,
+        grid: Grid,
+        *,
+        options: BackpropOptions,
+        keep_attention: bool = False,
+        whole: bool = False,
     ) -> tuple[Tensor, Grid]:
-        """Returns ``y`` (B, N', D') and its grid.
+        """Returns ``y`` (B, N', D') and its grid; ``keep_attention`` and ``whole`` as in `KeepPlan`.
 
         With reversible backprop only ``x1``, ``x2`` and ``h`` are kept, and ``z`` of a fusion that has weights; the
         skip path, F and G are computed again in the backward, one after the other.
@@ -153,7 +160,9 @@ class StageTransition(nn.Module):
         zs, branches = (x1, x2), [FusedBranch(self.pre_q_fuse, branch) for branch in (self._skip(), self.F)]
         if self.pre_q_fuse.fuse_fn is not None or not recompute:  # fused once: it has weights, or z is there anyway
             zs, branches = (run(BranchCall(self.pre_q_fuse), x1, x2),), [self._skip(), self.F]
-        skip, attend = (BranchCall(b, (grid, recompute), chunk_tokens=options.chunk_tokens) for b in branches)
+        skip, attend = (
+            BranchCall(b, (grid, recompute and not whole), chunk_tokens=options.chunk_tokens) for b in branches
+        )
         attend.keep_attention = keep_attention
         mix = BranchCall(self.G, chunk_tokens=options.chunk_tokens)
         h = run(skip, *zs).to(x1.dtype)  # (B, N', D'), in the precision of the streams

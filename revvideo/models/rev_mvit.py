@@ -20,7 +20,7 @@ from revvideo.models.branch_call import SAMPLE_CHUNKS, chunk_size
 from revvideo.models.call_conditions import autocast_is_on
 from revvideo.models.input_spec import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 from revvideo.models.inversion_check import InversionCheck
-from revvideo.models.keep_plan import BlockMemory, plan_kept_attention
+from revvideo.models.keep_plan import NOTHING, BlockMemory, KeepPlan, plan_keeping
 from revvideo.models.layers import LayerNorm
 from revvideo.models.pooling_attention import DEFAULT_ATTENTION, AttentionOptions
 from revvideo.models.registry import register_model
@@ -94,11 +94,12 @@ class RevBackbone(nn.Module):
         """``(B, N, D)`` to both streams (B, N', D') of the last block, and those after the blocks ``wanted``."""
         x1 = x2 = x
         kept: list[tuple[Tensor, Tensor, Grid]] = []
-        keep = self._kept_attention(x, grid)
+        plan = self._keep_plan(x, grid)
         for start, end in self._segments:
             layers = list(self.layers[start:end])
             if isinstance(layers[0], StageTransition):
-                x1, grid = layers[0](x1, x2, grid, options=self.backprop, keep_attention=start in keep)
+                keep = {"keep_attention": start in plan.attention, "whole": start in plan.whole}
+                x1, grid = layers[0](x1, x2, grid, options=self.backprop, **keep)
                 x2 = x1
                 kept += [(x1, x2, grid)] if start in wanted else []
                 continue
@@ -110,29 +111,30 @@ class RevBackbone(nn.Module):
                 options=self.backprop,
                 f_args=(grid,),
                 intermediates=inside,
-                keep_attention=[i - start for i in keep if start <= i < end],
+                keep_attention=[i - start for i in plan.attention if start <= i < end],
                 check=self.inversion_check,
                 first_block=start,
             )
             kept += [(*pair, grid) for pair in pairs]
         return (x1, x2), kept
 
-    def _kept_attention(self, x: Tensor, grid: Grid) -> set[int]:
-        """The blocks whose attention outputs are kept for the backward, for tokens ``x`` of ``grid``."""
+    def _keep_plan(self, x: Tensor, grid: Grid) -> KeepPlan:
+        """What the blocks keep for the backward, for tokens ``x`` of ``grid``."""
         options = self.backprop
-        if options.backprop != "reversible" or options.keep_mib < 0 or not torch.is_grad_enabled():
-            return set()
+        if options.backprop != "reversible" or options.keep_mib == -1 or not torch.is_grad_enabled():
+            return NOTHING
         itemsize = torch.get_autocast_dtype(x.device.type).itemsize if autocast_is_on(x.device.type) else 4
         batch, blocks = x.shape[0], []
         for i, layer in enumerate(self.layers):
             attention, mlp = layer.F.attn, layer.G.mlp
             dim, hidden = layer.F.norm.normalized_shape[0], mlp.fc1.out_features
             tokens, keys = batch * math.prod(grid), batch * math.prod(attention.key_grid(grid))
+            projected = batch * (math.prod(grid) + 2 * math.prod(attention.read_grid(grid)))
             grid = attention.pooled_grid(grid)
             pooled = batch * math.prod(grid)
             starts_run = i == 0 or isinstance(self.layers[i - 1], StageTransition)
             kept = pooled if isinstance(layer, StageTransition) else 2 * tokens if starts_run else 0
-            chunk = chunk_size(options.chunk_tokens, x.device) or tokens
+            chunk = chunk_size(options.chunk_tokens, x.device, tokens) or tokens
             piece = min(tokens, max(tokens // batch, SAMPLE_CHUNKS * chunk)) if layer.F.samplewise else tokens
             blocks.append(
                 BlockMemory(
@@ -144,9 +146,10 @@ class RevBackbone(nn.Module):
                     keys=keys * piece // tokens * attention.dim_out * itemsize,
                     hidden=min(pooled, chunk) * hidden * itemsize,
                     weights=2 * attention.dim_out * hidden * 4,
+                    projections=projected * piece // tokens * attention.dim_out * itemsize,
                 )
             )
-        return plan_kept_attention(blocks, extra_bytes=int(options.keep_mib * 2**20))
+        return plan_keeping(blocks, None if options.keep_mib is None else int(options.keep_mib * 2**20))
 
 
 class RevMViT(VideoTransformer):

@@ -120,8 +120,9 @@ class BackpropOptions:
     Args:
         backprop: ``"reversible"`` rebuilds the activations in the backward; ``"plain"`` keeps them, as usual.
         chunk_tokens: tokens that an MLP works on at a time; 0: all, -1: 3136 on a CPU, 131072 elsewhere.
-        keep_mib: MiB by which kept attention outputs, which are not recomputed then, may raise the peak memory of a
-            step; 0 keeps those that do not raise it, -1 none. (It acts where the sizes are known: in `RevMViT`.)
+        keep_mib: MiB by which what is kept for the backward instead of being recomputed (attention outputs first) may
+            raise the peak of a step; None: by 60 percent, 0: keep what does not raise it, -1: nothing. (It acts where
+            the sizes are known: in `RevMViT`.)
         buffer_every: keep the inputs of every n-th block of a run, the first one included, so that rounding does not
             add up over more than n blocks; 0: only the run's outputs are kept.
         parallel: recompute the next branch beside the gradient of this one, on a second CUDA stream (PaReprop; Zhu and
@@ -133,7 +134,7 @@ class BackpropOptions:
 
     backprop: str = "reversible"
     chunk_tokens: int = -1
-    keep_mib: float = 0.0
+    keep_mib: float | None = None
     buffer_every: int = 0
     parallel: bool = False
 
@@ -147,9 +148,11 @@ class BackpropOptions:
             ("buffer_every", "REV.BUFFER_EVERY", 0),
         ):
             value = getattr(self, name)
-            kinds = (int, float) if name == "keep_mib" else int
-            if isinstance(value, bool) or not isinstance(value, kinds) or value < smallest:
-                raise ValueError(f"{name} is {value!r}; expected a number, {smallest} or more ({key})")
+            if name == "keep_mib" and value is None:
+                continue
+            kinds, kind = ((int, float), "number") if name == "keep_mib" else (int, "whole number")
+            if isinstance(value, bool) or not isinstance(value, kinds) or value < smallest or -1 < value < 0:
+                raise ValueError(f"{name} is {value!r}; expected a {kind}, {smallest} or more ({key})")
 
 
 DEFAULT_BACKPROP = BackpropOptions()
