@@ -177,9 +177,11 @@ def test_the_wheel_holds_every_module_and_every_config_and_nothing_else(wheel):
     modules = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "revvideo").rglob("*.py")}
     configs = {f"revvideo/{path.relative_to(REPOSITORY)}" for path in (REPOSITORY / "configs").rglob("*.yaml")}
     assert "revvideo/configs/demo/REV_MVIT_DEMO.yaml" in configs
+    kernels = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "revvideo/models/csrc").glob("*.cpp")}
+    assert kernels
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert files == modules | configs
+    assert files == modules | configs | kernels
 
 
 def test_the_wheel_names_its_needs(wheel):
