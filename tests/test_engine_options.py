@@ -126,6 +126,48 @@ def test_a_tokenwise_branch_of_the_wrong_shape_is_refused():
         wrong(*streams(torch.float32))
 
 
+class SharedGradient(nn.Module):
+    """A tokenwise branch with two parameters to which autograd returns one and the same gradient tensor."""
+
+    tokenwise = True
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.delta = (nn.Parameter(torch.randn(8, 8, dtype=torch.float64)) for _ in range(2))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight + self.delta)
+
+
+def test_gradients_that_autograd_shares_are_summed_up_once_in_chunks():
+    torch.manual_seed(0)
+    network = ReversibleSequence([(nn.Linear(8, 8).double(), SharedGradient())], chunk_tokens=5)
+    assert_like_plain(plain_step, network)
+
+
+def test_the_last_block_is_divided_in_the_backward_though_its_gradients_are_slices():
+    def gelus(**options):
+        model = tiny_rev_mvit(keep_mib=-1, **options)
+        streams, _ = model.rev_backbone(model.embed(torch.randn(BATCH, *CLIP_SHAPE)), model.grid)
+        with Calls() as calls:
+            torch.cat(streams, dim=-1).square().sum().backward()
+        return calls.counts["gelu"]
+
+    # Six blocks; 4 x 2 x 2 tokens of 3 samples in the last three, in chunks of 24: two in each instead of one.
+    assert gelus(chunk_tokens=24) - gelus(chunk_tokens=0) == (32 - 1) * 1 + (8 - 1) * 2 + (2 - 1) * 3
+
+
+def test_attention_is_kept_without_chunks_too():
+    _, operators, _ = step(tiny_rev_mvit(keep_mib=100.0, chunk_tokens=0), torch.float32)
+    assert operators[ATTENTION] == 0
+
+
+def test_a_float64_model_under_autocast_stays_in_float64():
+    model = tiny_rev_mvit().double()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(torch.randn(1, *CLIP_SHAPE, dtype=torch.float64)).dtype is torch.float64
+
+
 # The plan
 
 
@@ -274,6 +316,7 @@ def test_overlapped_gradients_on_cuda(depth):
     [
         ({"chunk_tokens": -2}, r"chunk_tokens is -2; expected a whole number, -1 or more \(REV.CHUNK\)"),
         ({"keep_mib": -3}, r"keep_mib is -3.*REV.KEEP_MIB"),
+        ({"keep_mib": float("nan")}, r"keep_mib is nan.*REV.KEEP_MIB"),
         ({"buffer_every": 1.5}, r"buffer_every is 1.5.*REV.BUFFER_EVERY"),
     ],
 )

@@ -137,6 +137,7 @@ class BranchCall:
             The gradients of ``[*xs, *parameters]``, None where none is wanted.
         """
         result, out = subtract or (None, None)
+        grad = grad if grad is None else grad.contiguous()  # so that the call is divided as it was in the forward
         needs_grad = [n and grad is not None for n in needs_grad]
         options = {"needs_grad": needs_grad, "reuse": ReuseAttention(self._kept_layouts, kept) if kept else None}
         pieces = self._pieces(*xs, *(tensor for tensor in (result, out, grad) if tensor is not None))
@@ -157,7 +158,10 @@ class BranchCall:
                 if g is None:
                     continue
                 if j >= len(xs):
-                    totals[j] = g if totals[j] is None else totals[j].add_(g)
+                    # Into memory of our own: autograd may return one tensor for two parameters, or an expanded one.
+                    totals[j] = (
+                        g.clone(memory_format=torch.contiguous_format) if totals[j] is None else totals[j].add_(g)
+                    )
                 elif j and g is found[0]:  # the same gradient for several inputs
                     totals[j] = totals[0]
                 else:

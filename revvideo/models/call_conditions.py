@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 
 class CallConditions:
@@ -78,20 +79,21 @@ def _modes(module: nn.Module, modes: list[bool]) -> Iterator[None]:
 
 def _random_state(device: torch.device) -> list[bytes]:
     """The states of the generator of the CPU and of that of ``device``."""
-    # As bytes: under a fake-tensor mode tensors cannot be compared.
-    states = [torch.get_rng_state()]
-    if device.type not in ("cpu", "meta"):
-        states.append(torch.get_device_module(device).get_rng_state(device))
-    return [state.numpy().tobytes() for state in states]
+    with _disable_current_modes():  # under fake tensors and in exports there is nothing to read otherwise
+        states = [torch.get_rng_state()]
+        if device.type not in ("cpu", "meta"):
+            states.append(torch.get_device_module(device).get_rng_state(device))
+        return [state.numpy().tobytes() for state in states]
 
 
 @contextlib.contextmanager
 def _random_state_set(device: torch.device, states: list[bytes]) -> Iterator[None]:
     def put(values: list[bytes]) -> None:
-        tensors = [torch.frombuffer(bytearray(value), dtype=torch.uint8) for value in values]
-        torch.set_rng_state(tensors[0])
-        if len(tensors) > 1:
-            torch.get_device_module(device).set_rng_state(tensors[1], device)
+        with _disable_current_modes():
+            tensors = [torch.frombuffer(bytearray(value), dtype=torch.uint8) for value in values]
+            torch.set_rng_state(tensors[0])
+            if len(tensors) > 1:
+                torch.get_device_module(device).set_rng_state(tensors[1], device)
 
     now = _random_state(device)
     put(states)

@@ -33,7 +33,7 @@ class LayerNorm(nn.LayerNorm):
 def in_autocast_dtype(x: Tensor) -> Tensor:
     """``x`` in the dtype that autocast will want it in, cast once for several linear layers instead of by each."""
     kind = x.device.type
-    if torch.compiler.is_compiling() or not autocast_is_on(kind):
+    if torch.compiler.is_compiling() or not autocast_is_on(kind) or x.dtype is torch.float64:
         return x
     return x.to(torch.get_autocast_dtype(kind))
 

@@ -31,6 +31,12 @@ def _tell_serial(kind: str) -> None:
     logger.info("REV.PARALLEL has no effect on a %s: recomputation and gradients run one after the other", kind)
 
 
+@functools.cache
+def _side_stream(device: torch.device) -> "torch.cuda.Stream":
+    """One for each device: the allocator keeps memory apart by streams."""
+    return torch.cuda.Stream(device)
+
+
 class OverlappedRecompute:
     """The backward of the half-steps of one forward call, each with the recomputation of the next one beside it.
 
@@ -67,7 +73,7 @@ class OverlappedRecompute:
         """As `BranchCall.pull_back`, for half-step ``time``; launches the recomputation of ``time - 1``."""
         main = torch.cuda.current_stream(x.device) if x.is_cuda else None
         if main is not None and self._side is None:
-            self._side = torch.cuda.Stream(x.device)
+            self._side = _side_stream(x.device)
         mine, other = (main, self._side) if time % 2 else (self._side, main)
         replayed = self._ready.pop(time, None)
         if replayed is None:
@@ -75,7 +81,8 @@ class OverlappedRecompute:
         _wait(main, mine)
         if subtract is not None:
             result, out = subtract
-            value = _used_on(main, replayed.take_value())
+            with torch.cuda.stream(mine) if mine is not None else contextlib.nullcontext():
+                value = _used_on(main, replayed.take_value())  # on its own stream: the gradient passes through here
             torch.sub(result, times(value, mask), out=out)
         masked = None if grad is None else _used_on(mine, times(grad, mask))
         _wait(mine, main)  # before the next recomputation is queued: the gradient does not wait for that

@@ -151,7 +151,8 @@ class BackpropOptions:
             if name == "keep_mib" and value is None:
                 continue
             kinds, kind = ((int, float), "number") if name == "keep_mib" else (int, "whole number")
-            if isinstance(value, bool) or not isinstance(value, kinds) or value < smallest or -1 < value < 0:
+            fits = isinstance(value, kinds) and not isinstance(value, bool) and (value >= 0 or value == smallest)
+            if not fits or value == float("inf"):  # NaN does not fit either
                 raise ValueError(f"{name} is {value!r}; expected a {kind}, {smallest} or more ({key})")
 
 
@@ -211,7 +212,7 @@ def run_blocks(
     for index, block in enumerate(blocks):
         if tape is not None:
             refuse_sharded(block)  # the block too: it is never called, so nothing would gather its parameters
-        keep = index in keep_attention and chunk != 0
+        keep = index in keep_attention and (tape is None or tape.overlap is None)
         if tape is not None and check is not None:
             tape.copy_inputs(first_block + index, older, newer)
         mask = None
