@@ -5,7 +5,7 @@ import re
 import torch
 from torch import Tensor, nn
 
-from revvideo.models.layers import Mlp
+from revvideo.models.layers import LayerNorm, Mlp
 
 _ELEMENTWISE = {
     "add": lambda x1, x2: x1 + x2,
@@ -47,7 +47,7 @@ class StreamFusion(nn.Module):
             )
         hidden = int(self.width * float(match[2] or 1.0))
         mlp = Mlp(self.width, hidden, self.width, dropout=float(match[3] or 0.0))
-        self.fuse_fn = nn.Sequential(nn.LayerNorm(self.width), mlp) if match[1] else mlp
+        self.fuse_fn = nn.Sequential(LayerNorm(self.width, eps=1e-5), mlp) if match[1] else mlp
 
     @property
     def concatenates(self) -> bool:
