@@ -113,6 +113,7 @@ def build_trainer(cfg: CfgNode, events: EventLog) -> Trainer:
     torch.manual_seed(cfg.RNG_SEED)
     torch.use_deterministic_algorithms(cfg.RUN.DETERMINISTIC)
     device = build.choose_device(cfg)
+    build.check_pooling(cfg, device)
     model = build.build_model(cfg).to(device)
     if cfg.COMPILE.ENABLE:
         build.compile_model(model)
@@ -135,11 +136,7 @@ def build_trainer(cfg: CfgNode, events: EventLog) -> Trainer:
 
 
 def _check_inversion(cfg: CfgNode, model: torch.nn.Module) -> CheckInversion | None:
-    check = getattr(model, "check_inversion", None)
-    if cfg.REV.CHECK_INVERSION_PERIOD and (check is None or cfg.REV.BACKPROP != "reversible"):
-        logger.warning("REV.CHECK_INVERSION_PERIOD has no effect: nothing is rebuilt with ordinary backprop")
-        return None
-    return check
+    return getattr(model, "check_inversion", None) if cfg.REV.BACKPROP == "reversible" else None
 
 
 def _start_from(cfg: CfgNode, trainer: Trainer) -> None:
@@ -251,12 +248,14 @@ def load_tested_model(cfg: CfgNode) -> tuple[torch.nn.Module, str]:
             f"nothing to evaluate: no checkpoint in {Path(cfg.OUTPUT_DIR) / 'checkpoints'}; train first (TRAIN.ENABLE "
             "True) or name one (TEST.CHECKPOINT_FILE_PATH)"
         )
+    device = build.choose_device(cfg)
+    build.check_pooling(cfg, device)
     model = build.build_model(cfg)
     weights = read_weights(path)
     warn_of_another_config(cfg, weights.extra.get("cfg"), path)
     load_weights(model, weights, allow={"interpolate"})
     logger.info("evaluating %s", path)
-    return model.to(build.choose_device(cfg)), path
+    return model.to(device), path
 
 
 def evaluate_edited(cfg: CfgNode, model: torch.nn.Module, edit_views: EditViews, description: str) -> VideoScores:

@@ -41,6 +41,19 @@ def reduced_model(name: str, **overrides) -> nn.Module:
     return create_model(name, **({"num_classes": NUM_CLASSES} | reduced_options(name) | overrides))
 
 
+class UnderAutocast(nn.Module):
+    """A model whose forward runs under CPU autocast to ``dtype``, or as it is for None; logits are float32."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None):
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, clips):
+        with torch.autocast("cpu", dtype=self.dtype, enabled=self.dtype is not None):
+            logits = self.model(clips)
+        return logits.float()
+
+
 def clips_for(model: nn.Module, batch: int = 2) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(batch, *model.input_spec.shape, generator=generator)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from reduced_models import UnderAutocast
 from torch import nn
 
 from revvideo.benchmark.memory import peak_bytes, peak_training_bytes
@@ -61,22 +62,12 @@ def test_memory_does_not_grow_with_depth_and_plain_backprop_grows_linearly():
 # The official network. These figures are exact, not noisy; the yardsticks are in docs/performance.md.
 
 
-class Step(nn.Module):
-    def __init__(self, model: nn.Module, dtype: torch.dtype | None):
-        super().__init__()
-        self.model, self.dtype = model, dtype
-
-    def forward(self, clips):
-        with torch.autocast("cpu", dtype=self.dtype, enabled=self.dtype is not None):
-            return self.model(clips)
-
-
 def official_peak(*, batch: int = 1, dtype: torch.dtype | None = None, **options) -> float:
     """MiB of a step of Rev-MViT-B 16x4, 224 pixels, without drop path."""
     torch.manual_seed(0)
     model = create_model("rev_mvit_b_16x4", drop_path=0.0, **options).train()
     clips, labels = torch.randn(batch, *model.input_spec.shape), torch.zeros(batch, dtype=torch.long)
-    return peak_training_bytes(Step(model, dtype), clips, labels, warmup_steps=1) / MIB
+    return peak_training_bytes(UnderAutocast(model, dtype), clips, labels, warmup_steps=1) / MIB
 
 
 def test_peak_of_rev_mvit_b_16x4():

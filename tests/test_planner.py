@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 from demo_config import DEMO, TWO_BLOCKS
-from reduced_models import model_on_meta
+from reduced_models import UnderAutocast, model_on_meta
 from torch import nn
 from torch.nn import functional as F
 
@@ -21,17 +21,6 @@ slow = pytest.mark.slow
 
 
 # Plans against measurements
-
-
-class UnderAutocast(nn.Module):
-    def __init__(self, model: nn.Module, dtype: torch.dtype | None):
-        super().__init__()
-        self.model, self.dtype = model, dtype
-
-    def forward(self, clips):
-        with torch.autocast("cpu", dtype=self.dtype, enabled=self.dtype is not None):
-            logits = self.model(clips)
-        return logits.float()
 
 
 def check(config: str, overrides: list, batch: int, precision: str, mode: str, tolerance: float = 0.03) -> None:

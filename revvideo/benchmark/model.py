@@ -249,7 +249,13 @@ class ModelBenchmark:
                     for depth in self._depths.get(variant.label, ()):
                         model = variant.build(plan.device, depth=depth)
                         step = self.make_step(model, plan.batch_sizes[0], precision, plan.device)
-                        peaks[depth] = step.peak_bytes() / MIB
+                        try:
+                            peaks[depth] = step.peak_bytes() / MIB
+                        except torch.OutOfMemoryError:
+                            line = f"{variant.label}, {precision}, depth {depth}: out of memory"
+                            self.result["skipped"].append(line)
+                            progress.update(row=line)
+                            continue
                         figures = {"batch_size": plan.batch_sizes[0], "depth": depth, "peak_mib": peaks[depth]}
                         self._add("depths", _identity(variant, precision) | figures)
                         progress.update(row=f"{variant.label} {precision} depth {depth}", peak_mib=peaks[depth])

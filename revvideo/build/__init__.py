@@ -10,7 +10,7 @@ from revvideo.build.data import (
     build_val_loader,
     temporal_views,
 )
-from revvideo.build.model import build_model
+from revvideo.build.model import build_model, check_pooling
 from revvideo.build.solver import build_loss, build_optimizer, choose_device, eval_amp_dtype, train_settings
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "build_train_input",
     "build_train_loader",
     "build_val_loader",
+    "check_pooling",
     "choose_device",
     "compile_model",
     "eval_amp_dtype",

@@ -2,13 +2,16 @@
 
 import logging
 
+import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
 from revvideo.build.baseline import build_baseline
 from revvideo.build.input_spec import input_spec
 from revvideo.config import ConfigError
+from revvideo.config.defaults import KEYS, get_value
 from revvideo.models.assemble import assemble
+from revvideo.models.depthwise_pooling import check_operator
 from revvideo.models.mvit import MViT
 from revvideo.models.rev_mvit import RevMViT
 from revvideo.models.video_transformer import PatchSpec
@@ -24,12 +27,31 @@ def build_model(cfg: CfgNode) -> nn.Module:
     """
     if cfg.MODEL.ACT_CHECKPOINT and cfg.MODEL.MODEL_NAME == "MViT" and cfg.MVIT.REV.ENABLE:
         logger.warning("MODEL.ACT_CHECKPOINT has no effect on a reversible model; REV.BACKPROP is %s", cfg.REV.BACKPROP)
+    idle = _without_effect(cfg)
+    if idle:
+        logger.warning("%s: without effect, for nothing is rebuilt in the backward", ", ".join(idle))
     try:
         if cfg.MODEL.MODEL_NAME != "MViT":
             return build_baseline(cfg)
         return assemble(RevMViT if cfg.MVIT.REV.ENABLE else MViT, _options(cfg), {})
     except ValueError as error:
         raise ConfigError(f"the model cannot be built: {error}") from error
+
+
+def _without_effect(cfg: CfgNode) -> list[str]:
+    """The keys of reversible backprop that are set although the model is trained with ordinary backprop."""
+    if cfg.MODEL.MODEL_NAME == "MViT" and cfg.MVIT.REV.ENABLE and cfg.REV.BACKPROP == "reversible":
+        return []
+    names = [f"REV.{name}" for name in ("CHUNK", "KEEP_MIB", "BUFFER_EVERY", "PARALLEL", "CHECK_INVERSION_PERIOD")]
+    return [name for name in names if get_value(cfg, name) != KEYS[name].default]
+
+
+def check_pooling(cfg: CfgNode, device: torch.device) -> None:
+    """Raise a ConfigError where COMPILE.POOLING cannot work on the device of a job."""
+    try:
+        check_operator(cfg.COMPILE.POOLING, device.type)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _options(cfg: CfgNode) -> dict:

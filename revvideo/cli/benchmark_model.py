@@ -110,10 +110,16 @@ def _device(args: argparse.Namespace):
     import torch
 
     from revvideo.errors import InputError
+    from revvideo.models.depthwise_pooling import check_operator
 
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("--device is cuda, but torch finds no CUDA device; leave it out to measure on the CPU")
+    for operator in args.pooling or ():
+        try:
+            check_operator(operator, device.type)
+        except ValueError as error:
+            raise InputError(str(error)) from error
     if args.memory_limit and not args.max_batch:
         raise InputError("--memory-limit is about --max-batch, which is not given")
     if args.max_batch and device.type == "cpu" and not args.memory_limit:

@@ -189,6 +189,15 @@ class BranchCall:
         return None
 
 
+def refuse_second_derivative() -> None:
+    """In a backward: raise a RuntimeError where a graph of it is asked for, since the replay builds none."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "reversible backprop cannot be differentiated twice (create_graph=True); "
+            "build the network with backprop='plain' (REV.BACKPROP plain) for that"
+        )
+
+
 def chunk_size(chunk_tokens: int, device: torch.device, tokens: int = 0) -> int:
     """Tokens of a chunk; 0 for no chunks.
 

@@ -58,6 +58,23 @@ def depthwise_pool(
     return _pool(volume, weight, list(stride), list(padding), operator)
 
 
+def check_operator(operator: str, device: str) -> None:
+    """Raise a ValueError unless the operator exists and works on this kind of device (``"cpu"``, ``"cuda"``)."""
+    if operator not in OPERATORS:
+        raise ValueError(f"pooling operator {operator!r}; expected one of {', '.join(OPERATORS)} (COMPILE.POOLING)")
+    if operator != "compiled":
+        return
+    if device != "cpu":
+        raise ValueError(f"pooling operator 'compiled' runs on the CPU, not on {device}; use 'auto' (COMPILE.POOLING)")
+    try:
+        compiled_pooling.library()
+    except compiled_pooling.BuildError as error:
+        raise ValueError(
+            f"pooling operator 'compiled' cannot be built: {error}; install a C++ compiler or use 'auto' or 'taps' "
+            "(COMPILE.POOLING)"
+        ) from error
+
+
 def _check(volume: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], operator: str) -> None:
     if operator not in OPERATORS:
         raise ValueError(f"pooling operator {operator!r}; expected one of {', '.join(OPERATORS)}")
@@ -87,12 +104,7 @@ def _implementation(operator: str, tensor: Tensor) -> types.ModuleType:
         return taps_pooling
     if operator == "auto":
         return compiled_pooling if _compiled_works() else taps_pooling
-    try:
-        compiled_pooling.library()
-    except compiled_pooling.BuildError as error:
-        raise ValueError(
-            f"pooling operator 'compiled' cannot be built: {error}; install a C++ compiler or use 'auto' or 'taps'"
-        ) from error
+    check_operator(operator, "cpu")
     return compiled_pooling
 
 

@@ -60,8 +60,10 @@ class InputSpec:
         """``clips`` as a batch of volumes (B, C, T, H, W), T = 1 for images.
 
         Raises:
-            ValueError: another number of dimensions, channels or frames, or another size.
+            ValueError: another number of dimensions, channels or frames, another size, or an empty batch.
         """
+        if len(clips) == 0:
+            raise ValueError(f"the input has shape {tuple(clips.shape)}; expected at least one clip")
         shape, volume = tuple(clips.shape[1:]), (self.channels, self.frames, *self.size)
         if shape not in (self.shape, volume):
             names = "(B, C, H, W)" if self.image else "(B, C, T, H, W)"

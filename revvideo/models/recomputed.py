@@ -1,10 +1,9 @@
 """A branch outside of a reversible block that is computed again in the backward: only its inputs are kept."""
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from revvideo.models.branch_call import BranchCall, add_branch
+from revvideo.models.branch_call import BranchCall, add_branch, refuse_second_derivative
 
 
 def recomputed(call: BranchCall, *xs: Tensor, base: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -35,11 +34,7 @@ class _Recomputed(Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor | None):
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "a reversible network cannot be differentiated twice (create_graph=True); "
-                "build it with backprop='plain' (REV.BACKPROP plain) for that"
-            )
+        refuse_second_derivative()
         mask, *saved = ctx.saved_tensors
         kept, tensors = saved[: ctx.num_kept], saved[ctx.num_kept :]
         xs, parameters = tensors[: ctx.num_inputs], tensors[ctx.num_inputs :]

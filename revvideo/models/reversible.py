@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from revvideo.models.branch_call import BranchCall, add_branch, refuse_sharded
+from revvideo.models.branch_call import BranchCall, add_branch, refuse_second_derivative, refuse_sharded
 from revvideo.models.call_conditions import autocast_is_on
 from revvideo.models.inversion_check import InversionCheck
 from revvideo.models.layers import drop_path_mask
@@ -313,11 +313,7 @@ class _HalfStep(Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor | None):
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "a reversible sequence cannot be differentiated twice (create_graph=True); "
-                "build it with backprop='plain' (REV.BACKPROP plain) for that"
-            )
+        refuse_second_derivative()
         mask, exact, *saved = ctx.saved_tensors
         kept, parameters = saved[: ctx.num_kept], saved[ctx.num_kept :]
         tape, time = ctx.tape, ctx.time
