@@ -184,6 +184,20 @@ def test_memory_against_depth_and_the_largest_batch(log):
     assert largest["measured"][-1]["total_bytes"] == largest["total_bytes"]
 
 
+def test_a_depth_that_runs_out_of_memory_is_a_line_and_the_others_are_measured(log):
+    class Shallow(FakeStep):
+        def peak_bytes(self):
+            if self.name == "ours" and len(self.model.rev_backbone.layers) > 7:
+                raise torch.OutOfMemoryError
+            return super().peak_bytes()
+
+    plan = Plan([tiny(REVERSIBLE, "plain")], ["float32"], [1], CPU, pairs=1, depths=[6, 7, 8])
+    result = ModelBenchmark(plan, make_step=Shallow).run()
+    assert [d["depth"] for d in result["depths"]] == [6, 7]
+    assert result["skipped"] == [f"{REVERSIBLE} plain, float32, depth 8: out of memory"]
+    assert result["growth_with_depth"][0]["mib_per_block"] == pytest.approx(3.0)
+
+
 def test_no_depth_that_can_be_built_is_wrong_input():
     with pytest.raises(InputError, match=r"nothing to measure against depth: .* depth 2: depth is 2"):
         ModelBenchmark(Plan([tiny(REVERSIBLE, "plain")], ["float32"], [1], CPU, depths=[2]))

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from revvideo import build_model, load_config
+from revvideo.build import check_pooling
+from revvideo.config import ConfigError
 from revvideo.models.pooling_attention import PoolingAttention
 
 PLAIN, REVERSIBLE = "Kinetics/MVIT_B_16x4_CONV", "Kinetics/REV_MVIT_B_16x4_CONV"
@@ -30,6 +32,7 @@ def first(kind: str):
 BOTH = [
     ("MVIT.MODE", "avg", first("options.pool_mode")),
     ("MVIT.POOL_FIRST", True, first("options.pool_first")),
+    ("COMPILE.POOLING", "taps", first("options.pooling")),
     ("MVIT.SEPARATE_QKV", True, first("options.separate_qkv")),
     ("MVIT.RESIDUAL_POOLING", True, first("options.residual_pooling")),
     ("MVIT.REL_POS_SPATIAL", True, first("options.relative_space")),
@@ -79,6 +82,10 @@ ONLY_REVERSIBLE = [
     ),
     ("MVIT.QKV_BIAS", True, lambda m: m.rev_backbone.layers[0].F.attn.qkv.bias is not None),
     ("REV.BACKPROP", "plain", lambda m: m.rev_backbone.backprop.backprop),
+    ("REV.CHUNK", 100, lambda m: m.rev_backbone.backprop.chunk_tokens),
+    ("REV.KEEP_MIB", 7.5, lambda m: m.rev_backbone.backprop.keep_mib),
+    ("REV.BUFFER_EVERY", 3, lambda m: m.rev_backbone.backprop.buffer_every),
+    ("REV.PARALLEL", True, lambda m: m.rev_backbone.backprop.parallel),
     ("REV.STAGE_DROPPATH", "output", lambda m: m.rev_backbone.layers[1].drop_path_mode),
     ("REV.SHARED_FG_MASK", True, lambda m: m.rev_backbone.layers[0].shared_mask),
 ]
@@ -95,6 +102,23 @@ def test_a_key_reaches_the_network(config, key, value, found):
 
     assert not equals(built(config))
     assert equals(built(config, key, value))
+
+
+@pytest.mark.parametrize("setting", [(PLAIN,), (REVERSIBLE, "REV.BACKPROP", "plain")])
+def test_keys_of_reversible_backprop_without_effect_are_named(setting, caplog):
+    built(*setting, "REV.CHUNK", 7, "REV.PARALLEL", True)
+    assert "REV.CHUNK, REV.PARALLEL: without effect" in caplog.text
+    caplog.clear()
+    built(*setting)
+    built(REVERSIBLE, "REV.CHUNK", 7)
+    assert "without effect" not in caplog.text
+
+
+def test_a_pooling_operator_that_cannot_work_on_the_device_is_refused():
+    cfg = load_config(REVERSIBLE, ["COMPILE.POOLING", "compiled"])
+    with pytest.raises(ConfigError, match=r"'compiled' runs on the CPU, not on cuda; use 'auto' \(COMPILE.POOLING\)"):
+        check_pooling(cfg, torch.device("cuda"))
+    check_pooling(load_config(REVERSIBLE, []), torch.device("cuda"))
 
 
 def test_strides_and_widths_reach_the_network():

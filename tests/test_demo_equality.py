@@ -4,11 +4,11 @@ bfloat16 takes 2 clips a step instead of 8: processors without AMX or AVX512-BF1
 """
 
 import pytest
+import tiny
 import torch
 
-from revvideo import build, jobs
+from revvideo import jobs
 from revvideo.config import load_config
-from revvideo.config.batch import batch_plan
 from revvideo.demo.dataset import make_dataset
 from revvideo.engine.events import EventLog
 
@@ -35,14 +35,7 @@ def folder(tmp_path_factory):
 def batches(folder) -> list:
     """(epoch, step, steps of an epoch, batch), read once."""
     make_dataset(folder / "data", seed=0, train_per_class=8, test_per_class=1, num_processes=1)
-    cfg = demo_config(folder / "data", folder, None, "plain")
-    loader = build.build_train_loader(cfg, batch_plan(cfg))
-    found = []
-    for epoch in range(cfg.SOLVER.MAX_EPOCH):
-        loader.set_epoch(epoch)
-        found += [(epoch, step, len(loader), batch) for step, batch in enumerate(loader)]
-    assert len(found) == NUM_STEPS
-    return found
+    return tiny.batches_of(demo_config(folder / "data", folder, None, "plain"), NUM_STEPS)
 
 
 def train(folder, batches: list, dtype: torch.dtype | None, backprop: str) -> torch.Tensor:

@@ -8,7 +8,6 @@ import torch
 
 from revvideo import build, jobs
 from revvideo.config import load_config
-from revvideo.config.batch import batch_plan
 from revvideo.engine.events import EventLog
 
 NUM_STEPS = 20
@@ -39,14 +38,7 @@ def test_losses_do_not_depend_on_the_number_of_workers(data, tmp_path):
 @pytest.fixture(scope="module")
 def batches(data, tmp_path_factory) -> list:
     """(epoch, step, steps of an epoch, batch) of 20 steps, read once."""
-    cfg = tiny_config(data, tmp_path_factory.mktemp("batches"), "plain")
-    loader = build.build_train_loader(cfg, batch_plan(cfg))
-    found = []
-    for epoch in range(cfg.SOLVER.MAX_EPOCH):
-        loader.set_epoch(epoch)
-        found += [(epoch, step, len(loader), batch) for step, batch in enumerate(loader)]
-    assert len(found) == NUM_STEPS
-    return found
+    return tiny.batches_of(tiny_config(data, tmp_path_factory.mktemp("batches"), "plain"), NUM_STEPS)
 
 
 def tiny_config(data: Path, folder: Path, backprop: str, *layers: dict):

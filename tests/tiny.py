@@ -114,6 +114,20 @@ def done(outcome: Outcome) -> Outcome:
     return outcome
 
 
+def batches_of(cfg, num_steps: int) -> list[tuple]:
+    """(epoch, step, steps of an epoch, batch) of a run of `num_steps` steps, read once: to train on them repeatedly."""
+    from revvideo.build import build_train_loader
+    from revvideo.config.batch import batch_plan
+
+    loader = build_train_loader(cfg, batch_plan(cfg))
+    found = []
+    for epoch in range(cfg.SOLVER.MAX_EPOCH):
+        loader.set_epoch(epoch)
+        found += [(epoch, step, len(loader), batch) for step, batch in enumerate(loader)]
+    assert len(found) == num_steps
+    return found
+
+
 def events(folder: Path, kind: str | None = None) -> list[dict]:
     """The lines of a run folder's events.jsonl, of one kind or all."""
     lines = [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
