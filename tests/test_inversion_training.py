@@ -16,6 +16,7 @@ from revvideo.engine.losses import make_loss
 from revvideo.engine.trainer import Trainer, TrainSettings
 from revvideo.errors import CheckFailed
 from revvideo.models.block_plan import plan_blocks
+from revvideo.models.inversion_check import InversionCheck
 from revvideo.models.rev_mvit import RevMViT
 
 FOUND = {(0, 1): 1e-7, (0, 2): 3e-6, (4, 1): 2e-2, (4, 2): 1e-4}
@@ -122,6 +123,15 @@ def train(folder, model: RevMViT, steps: int = 3) -> list[dict]:
         clips = torch.randn(4, *CLIP_SHAPE, generator=torch.Generator().manual_seed(step))
         trainer.train_step(clips, torch.arange(4), 1e-9, step=step)
     return checks(folder)
+
+
+def test_inputs_that_are_not_finite_are_not_blamed_on_the_engine():
+    check, good, bad = InversionCheck(), torch.ones(2), torch.tensor([1.0, math.nan])
+    check.compare(0, bad, good, bad, good)
+    check.compare(1, good, good, bad, good)
+    assert sorted(check.errors) == [(0, 2), (1, 1), (1, 2)]
+    assert math.isnan(check.errors[1, 1])
+    assert check.worst()[:2] == (1, 1)
 
 
 def test_a_healthy_model_passes(tmp_path):

@@ -121,7 +121,6 @@ def test_reversible_gradients_of_the_network_are_those_of_plain_backprop(dtype, 
     assert_gradients_equal(actual[0], expected[0], dtype)
 
 
-# Not with two frames of tokens: there torch 2.15 computes a wrong weight gradient of a bfloat16 depthwise conv3d.
 @pytest.mark.parametrize("autocast", [True, False])
 def test_reversible_gradients_in_bfloat16(autocast):
     dtype = torch.float32 if autocast else torch.bfloat16

@@ -38,7 +38,7 @@ CONVENTIONS = {
     "ratio": "median over the pairs of (step / step of the peer)",
     "spread": "(slowest - fastest step) / median step",
     "mfu": "3 x forward multiply-adds x 2 x batch / median step, of the fastest matrix product that was measured in "
-    "the same precision; recomputed work is not counted",
+    "the same precision; recomputed work is not counted, keys and values are counted for all tokens",
     "largest_batch": "one training step without an optimizer; on CUDA tried (to 2 %), on a CPU measured against the "
     "limit: weights, gradients, clips and peak; the next batch predicted by a line",
 }

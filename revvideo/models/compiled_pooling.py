@@ -4,6 +4,7 @@ The system's C++ compiler builds it once for each machine, in about three second
 is kept and how it is told from a broken or a foreign one.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -142,9 +143,10 @@ def load_library(folder: Path, compilers: Sequence[str] = COMPILERS) -> ctypes.C
         key = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for path in folder.glob(f"depthwise_pooling-{key}-*.so"):
-            if path.name == _name(key, path.read_bytes()):
-                return ctypes.CDLL(str(path))
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # damaged, and another process was quicker to remove it
+                if path.name == _name(key, path.read_bytes()):
+                    return ctypes.CDLL(str(path))
+                path.unlink()
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             built = _build(compiler, Path(scratch))
             path = folder / _name(key, built.read_bytes())

@@ -8,6 +8,8 @@ from torch import Tensor
 class InversionCheck:
     """The relative errors ``||x - x_rebuilt|| / ||x||`` of the inputs of each reversible block.
 
+    Inputs that are not finite themselves say nothing about the engine and are left out.
+
     Attributes:
         errors: of ``(block, stream)``, stream 1 or 2; the largest, where a block was called several times.
     """
@@ -20,6 +22,8 @@ class InversionCheck:
         for stream, (true, rebuilt) in enumerate(((true_x1, x1), (true_x2, x2)), start=1):
             true, rebuilt = true.double(), rebuilt.to("cpu").double()
             norm = true.norm().item()
+            if not math.isfinite(norm):
+                continue
             difference = (true - rebuilt).norm().item()
             error = difference / norm if norm else math.inf if difference else 0.0
             known = self.errors.get((block, stream), 0.0)
