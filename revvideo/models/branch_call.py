@@ -17,7 +17,7 @@ from torch.func import functional_call
 from revvideo.models.call_conditions import CallConditions
 from revvideo.models.kept_attention import RecordAttention, ReuseAttention
 
-MOST_CHUNKS = 64  # of automatic size: calls cost time, too, and large batches have large streams anyway
+MOST_CHUNKS = 32  # of automatic size: calls cost time, too, and large batches have large streams anyway
 SAMPLE_CHUNKS = 8  # a samplewise branch sees whole samples of about as many tokens as this many chunks have
 
 
