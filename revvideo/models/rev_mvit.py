@@ -96,7 +96,7 @@ class RevBackbone(nn.Module):
         kept: list[tuple[Tensor, Tensor, Grid]] = []
         plan = self._keep_plan(x, grid)
         for start, end in self._segments:
-            layers = list(self.layers[start:end])
+            layers = [self.layers[i] for i in range(start, end)]
             if isinstance(layers[0], StageTransition):
                 keep = {"keep_attention": start in plan.attention, "whole": start in plan.whole}
                 x1, grid = layers[0](x1, x2, grid, options=self.backprop, **keep)
@@ -111,7 +111,7 @@ class RevBackbone(nn.Module):
                 options=self.backprop,
                 f_args=(grid,),
                 intermediates=inside,
-                keep_attention=[i - start for i in plan.attention if start <= i < end],
+                keep_attention=[i - start for i in range(start, end) if i in plan.attention],
                 check=self.inversion_check,
                 first_block=start,
             )
