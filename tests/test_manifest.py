@@ -1,11 +1,13 @@
-"""Every list that PySlowFast reads is read alike; every other one is one readable error."""
+"""Every list that PySlowFast reads is read alike, every other one is one readable error; missing files are counted."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
-from revvideo.data.manifest import Manifest, check_files, read_manifest, require_files
+from revvideo.data import manifest as manifest_module
+from revvideo.data.manifest import Manifest, check_files, read_manifest, require_files, write_missing
 from revvideo.errors import InputError
 
 
@@ -77,6 +79,60 @@ def test_missing_videos_are_returned_or_refused(tmp_path):
         require_files(Manifest((gone,), (0,), "list"))
 
 
-def test_no_torch_is_imported():
-    code = "import sys; import revvideo.data.manifest; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def many_files(folder, count=20):
+    folder.mkdir()
+    paths = [str(folder / f"{number}.mp4") for number in range(count)]
+    for path in paths:
+        with open(path, "w"):
+            pass
+    return paths
+
+
+def test_one_look_into_a_folder_gives_what_asking_for_each_file_gives(tmp_path, monkeypatch):
+    paths = many_files(tmp_path / "full")
+    os.unlink(paths[3])
+    os.unlink(paths[5])
+    os.symlink(paths[4], paths[5])  # there, through a link
+    os.unlink(paths[6])
+    os.symlink(tmp_path / "nowhere", paths[6])  # a link to nothing is no video
+    os.unlink(paths[7])
+    os.mkdir(paths[7])  # a frame folder
+    paths += [str(tmp_path / "gone" / f"{number}.mp4") for number in range(20)]
+    paths += [str(tmp_path / "full" / "0.mp4" / f"{number}") for number in range(20)]
+    paths.insert(0, str(tmp_path / "full" / ".." / "full" / "1.mp4"))
+    expected = [path for path in paths if not os.path.exists(path)]
+    assert len(expected) == 42
+    assert check_files(Manifest(tuple(paths), (0,) * len(paths), "list")) == expected
+    asked = []
+    real = manifest_module.path_manager.exists
+    monkeypatch.setattr(manifest_module.path_manager, "exists", lambda path: asked.append(path) or real(path))
+    assert check_files(Manifest(tuple(paths), (0,) * len(paths), "list")) == expected
+    assert set(asked) == {paths[0], *(paths[row + 1] for row in (3, 5, 6))}  # the few that the look did not settle
+
+
+def test_relative_paths_are_checked_in_the_current_folder(tmp_path, monkeypatch):
+    many_files(tmp_path / "full")
+    monkeypatch.chdir(tmp_path / "full")
+    names = tuple(f"{number}.mp4" for number in range(21))
+    assert check_files(Manifest(names, (0,) * 21, "list")) == ["20.mp4"]
+
+
+def test_what_is_missing_is_written(tmp_path):
+    path = tmp_path / "missing.txt"
+    manifest = Manifest(("a.mp4", "my b.mp4", "c.mp4"), (3, 4, 5), "val.csv")
+    write_missing(manifest, ["my b.mp4", "c.mp4"], path)
+    assert path.read_text() == "# 2 of 3 videos of val.csv do not exist\nmy b.mp4\t4\nc.mp4\t5\n"
+    again = read_manifest(str(path), separator="\t")  # it is a list: what it names can be fetched and evaluated
+    assert (again.paths, again.labels) == (("my b.mp4", "c.mp4"), (4, 5))
+    write_missing(manifest, [], path)
+    assert not path.exists()
+    write_missing(manifest, [], path)
+
+
+def test_neither_torch_nor_numpy_is_imported():
+    code = (
+        "import sys; from revvideo.data.manifest import read_split; import revvideo.data.lists.write_split;"
+        "print(sorted({'torch', 'numpy', 'av'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
