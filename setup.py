@@ -35,6 +35,7 @@ setup(
         "submitit",
         "yacs",
         "numpy",
+        "pillow",
         "PyYAML",
         "safetensors",
         "tqdm",

@@ -36,6 +36,7 @@ def test_views_match_the_goldens(key):
         assert start == pytest.approx(golden["start"])
         assert start + length - 1 == pytest.approx(golden["end"])
         assert sampling.frame_indices(start, length, 16, 300).tolist() == golden["frames_if_whole_video_decoded"]
+        assert sampling.selected_frame_indices(start, length, 16, 300).tolist() == golden["frames_selective_pts"]
 
 
 def test_a_short_video_repeats_its_last_frame():
@@ -44,6 +45,7 @@ def test_a_short_video_repeats_its_last_frame():
     start = sampling.view_start(40, length, 0, 1)
     assert [start, start + length - 1] == golden["start_end"]
     assert sampling.frame_indices(start, length, 16, 40).tolist() == golden["frames"]
+    assert sampling.selected_frame_indices(start, length, 16, 40).tolist() == golden["frames"]
     assert sampling.frame_indices(0.0, length, 16, 1).tolist() == [0] * 16
 
 
@@ -62,6 +64,55 @@ def test_random_starts_match_the_goldens():
 def test_centre_start():
     assert sampling.centre_start(300, 64.0) == 118.0
     assert sampling.centre_start(40, 64.0) == 0.0
+
+
+def test_views_that_reach_the_end():
+    starts = [sampling.reaching_view_start(300, 64.0, view, 5) for view in range(5)]
+    assert starts == [0.0, 59.0, 118.0, 177.0, 236.0]
+    assert sampling.frame_indices(starts[-1], 64.0, 16, 300)[-1] == 299
+    assert sampling.reaching_view_start(300, 64.0, 0, 1) == 118.0
+    assert sampling.reaching_view_start(40, 64.0, 4, 5) == 0.0
+
+
+def test_jittered_views_stay_in_their_parts():
+    generator = np.random.default_rng(0)
+    drawn = np.array(
+        [[sampling.jittered_view_start(300, 64.0, view, 4, generator) for view in range(4)] for _ in range(200)]
+    )
+    low = 59.0 * np.arange(4)
+    assert (drawn >= low).all()
+    assert (drawn <= low + 59.0).all()
+    assert (drawn.max(0) - drawn.min(0) > 50).all()
+    assert sampling.jittered_view_start(40, 64.0, 3, 4, generator) == 0.0
+
+
+def test_exact_indices_have_one_stride_and_end_at_the_last_frame():
+    assert sampling.exact_indices(10.0, 5, 4, 300).tolist() == [10, 14, 18, 22, 26]
+    assert sampling.exact_indices(9.4, 4, 2.5, 300).tolist() == [9, 12, 14, 17]
+    assert sampling.exact_indices(0.5, 3, 2, 300).tolist() == [1, 3, 5]  # a half goes up, whatever its neighbour
+    short = sampling.exact_indices(0.0, 5, 4, 10)
+    assert short.tolist() == [0, 4, 8, 9, 9]
+    assert short.dtype == np.int64
+
+
+def test_segments_cover_the_video():
+    assert sampling.segment_indices(4, 41).tolist() == [5, 15, 25, 35]
+    assert sampling.segment_indices(8, 5).tolist() == [0, 0, 1, 2, 2, 2, 3, 4]
+    generator = np.random.default_rng(0)
+    drawn = np.stack([sampling.segment_indices(4, 41, generator) for _ in range(400)])
+    assert drawn.dtype == np.int64
+    assert drawn.min(0).tolist() == [0, 10, 20, 30]  # both ends of a segment
+    assert drawn.max(0).tolist() == [10, 20, 30, 40]
+    assert sampling.segment_indices(3, 1, generator).tolist() == [0, 0, 0]
+
+
+def test_jittered_frame_rate():
+    generator = np.random.default_rng(0)
+    rates = [sampling.jittered_fps(30, 5.0, generator) for _ in range(200)]
+    assert 30 <= min(rates) < 31 < 34 < max(rates) <= 35
+    state = generator.bit_generator.state
+    assert sampling.jittered_fps(30, 0.0, generator) == 30
+    assert str(generator.bit_generator.state) == str(state)  # nothing is drawn where there is nothing to decide
 
 
 def test_random_resized_crop_matches_the_goldens():
@@ -115,6 +166,7 @@ def test_keyed_generators_are_reproducible_and_distinct():
         for name, make, keys in (
             ("clip", sampling.keyed_generator, [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]),
             ("mixing", sampling.mixing_generator, [(0, 0, 0, 0), (0, 0, 0, 1)]),
+            ("erasing", sampling.erasing_generator, [(0, 0, 0, 0), (0, 0, 1, 0)]),
             ("replacement", sampling.replacement_generator, [(0, 0, 0), (0, 0, 1)]),
             ("order", sampling.order_generator, [(0, 0), (0, 1)]),
         )

@@ -1,6 +1,7 @@
-"""Crops, flips, normalisation, mixup and cutmix against PySlowFast's numbers."""
+"""Crops, flips, the order of augmentation, normalisation, mixup and cutmix against PySlowFast's numbers."""
 
 import json
+import random
 import zlib
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from revvideo.data import mixing, sampling
+from revvideo.data.rand_augment import RandAugment, parse_policy
 from revvideo.data.transforms import EvalTransform, TrainTransform, as_clip, horizontal_flip, normalise, resize
 from revvideo.errors import InputError
 
@@ -65,10 +67,49 @@ def test_train_transform_is_a_function_of_its_generator(scales):
     assert not torch.equal(make(1), make(2))
 
 
+class CropRandom:
+    """What PySlowFast draws a crop (Python's generator) and a flip (numpy's) from, seen as one generator."""
+
+    def __init__(self, seed):
+        python = random.Random(seed)
+        self.uniform, self.integers = python.uniform, lambda low, high: python.randint(low, high - 1)
+        self.random = np.random.RandomState(seed).rand
+
+
+def test_random_resized_crop_matches_the_golden_within_one_level():
+    video = golden_generator("spatial").integers(0, 256, (4, 96, 128, 3)).astype(np.uint8)
+    clip = TrainTransform(32, relative_scales=(0.08, 1.0))(as_clip(video), CropRandom(0))
+    golden = torch.from_numpy(ARRAYS["rrc_flip_seed0_crop32"])  # (C, 32, 32), of the first frame
+    assert (clip[0].int() - golden.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(("first", "size"), [(True, (60, 80)), (False, (32, 32))])
+def test_augmentation_before_or_after_the_crop(first, size):
+    seen = []
+
+    def invert(clip, generator):
+        seen.append((tuple(clip.shape[-2:]), generator.random()))
+        return 255 - clip
+
+    plain, augmented = (
+        TrainTransform(32, relative_scales=(0.2, 0.5), augment=augment, augment_first=first)
+        for augment in (None, invert)
+    )
+    clip = as_clip(random_frames())
+    results = [augmented(clip, sampling.keyed_generator(0, 0, key, 0)) for key in (1, 1, 2)]
+    assert torch.equal(results[0], results[1])
+    assert [shape for shape, _ in seen] == [size] * 3
+    assert seen[0] == seen[1] != seen[2]
+    if not first:  # the crop is drawn before the augmentation, so it is the same without it
+        assert torch.equal(255 - results[0], plain(clip, sampling.keyed_generator(0, 0, 1, 0)))
+
+
 def test_train_transform_treats_all_frames_alike():
     frames = np.repeat(random_frames(1), 5, axis=0)
+    augment = RandAugment(parse_policy("rand-m7-n4-mstd0.5-inc1"))
     for key in range(8):
-        clip = TrainTransform(32, relative_scales=(0.08, 1.0))(as_clip(frames), sampling.keyed_generator(0, 0, key, 0))
+        transform = TrainTransform(32, relative_scales=(0.08, 1.0), augment=augment)
+        clip = transform(as_clip(frames), sampling.keyed_generator(0, 0, key, 0))
         assert all(torch.equal(clip[0], frame) for frame in clip)
 
 

@@ -8,6 +8,7 @@ Every random decision takes a `numpy.random.Generator`; `keyed_generator` makes 
 depends on which worker makes it or on what was drawn before.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ import torch
 from revvideo.errors import InputError
 
 # What a generator is for: the first word of its key, so that two uses never share their numbers.
-_CLIP, _REPLACEMENT, _MIXING, _ORDER = 1, 2, 3, 4
+_CLIP, _REPLACEMENT, _MIXING, _ORDER, _ERASING = 1, 2, 3, 4, 5
 
 Box = tuple[int, int, int, int]
 
@@ -38,6 +39,11 @@ def replacement_generator(seed: int, epoch: int, sample: int) -> np.random.Gener
 def mixing_generator(seed: int, epoch: int, step: int, rank: int) -> np.random.Generator:
     """Mixup and cutmix of one batch on one process."""
     return _generator(_MIXING, seed, epoch, step, rank)
+
+
+def erasing_generator(seed: int, epoch: int, step: int, rank: int) -> np.random.Generator:
+    """Random erasing of one batch on one process."""
+    return _generator(_ERASING, seed, epoch, step, rank)
 
 
 def order_generator(seed: int, epoch: int) -> np.random.Generator:
@@ -62,6 +68,11 @@ def clip_length_frames(num_frames: int, sampling_rate: int, target_fps: float, f
         fps: the source's frame rate, per second.
     """
     return max(1.0, sampling_rate * num_frames / target_fps * fps)
+
+
+def jittered_fps(target_fps: float, jitter: float, generator: np.random.Generator) -> float:
+    """Training: `target_fps` plus a uniform share of `jitter` (DATA.TRAIN_JITTER_FPS), both per second."""
+    return target_fps + float(generator.uniform(0.0, jitter)) if jitter > 0 else target_fps
 
 
 def max_start(video_frames: int, clip_length: float) -> float:
@@ -95,17 +106,82 @@ def view_start(
     return float(math.floor(latest / (num_views - 1)) * view)
 
 
+def reaching_view_start(video_frames: int, clip_length: float, view: int, num_views: int) -> float:
+    """Test, mode "to_end": from a view that starts at frame 0 to one that ends at the last; one view is centred."""
+    if num_views == 1:
+        return centre_start(video_frames, clip_length)
+    return max_start(video_frames, clip_length) * view / (num_views - 1)
+
+
+def jittered_view_start(
+    video_frames: int, clip_length: float, view: int, num_views: int, generator: np.random.Generator
+) -> float:
+    """View `view` of `num_views` starts anywhere in its own n-th part of [0, max_start]. Not PySlowFast's: ours."""
+    share = max_start(video_frames, clip_length) / num_views
+    return float(generator.uniform(share * view, share * (view + 1)))
+
+
 def frame_indices(start: float, clip_length: float, num_frames: int, video_frames: int) -> np.ndarray:
     """The frames of a clip: trunc(clamp(linspace(start, start + clip_length - 1, T), 0, n - 1)).
 
     The step is (clip_length - 1) / (T - 1), 4.2 for "16x4"; a short video repeats its last frame. torch's float32
-    linspace is used as it is: its rounding decides single frames.
+    linspace is used as it is: its rounding decides single frames. PySlowFast decodes the whole video for this.
 
     Returns:
         int64 (num_frames,).
     """
     positions = torch.linspace(start, start + clip_length - 1, num_frames)
     return positions.clamp(0, video_frames - 1).long().numpy()
+
+
+def selected_frame_indices(start: float, clip_length: float, num_frames: int, video_frames: int) -> np.ndarray:
+    """`frame_indices` where PySlowFast decodes only the clip's own frames: up to one frame later.
+
+    It keeps the whole frames between start and start + clip_length - 1 and samples these from their first one on. A
+    video that is not longer than the clip is decoded whole.
+
+    Returns:
+        int64 (num_frames,).
+    """
+    if video_frames <= clip_length:
+        return frame_indices(start, clip_length, num_frames, video_frames)
+    first = math.ceil(start)
+    last = min(math.floor(start + clip_length - 1), video_frames - 1)
+    return first + frame_indices(0.0, clip_length, num_frames, last - first + 1)
+
+
+def exact_indices(start: float, num_frames: int, stride_frames: float, video_frames: int) -> np.ndarray:
+    """Mode "exact": round(start + k * stride) for k = 0 .. T - 1, clamped to the video.
+
+    Args:
+        start: in frames.
+        num_frames: T.
+        stride_frames: between two frames of the clip, in frames of the source; may be fractional.
+        video_frames: length of the video.
+
+    Returns:
+        int64 (num_frames,).
+    """
+    positions = np.floor(start + np.arange(num_frames) * stride_frames + 0.5)
+    return positions.clip(0, video_frames - 1).astype(np.int64)
+
+
+def segment_indices(num_frames: int, video_frames: int, generator: np.random.Generator | None = None) -> np.ndarray:
+    """One frame from each of T equal segments of the whole video, as PySlowFast samples Something-Something v2.
+
+    Args:
+        num_frames: T.
+        video_frames: length of the video.
+        generator: draws the frame within each segment (training); None takes the middle one (evaluation).
+
+    Returns:
+        int64 (num_frames,); both ends of a segment may be drawn.
+    """
+    edges = np.round((video_frames - 1) / num_frames * np.arange(num_frames + 1)).astype(np.int64)
+    if generator is None:
+        return (edges[:-1] + edges[1:]) // 2
+    # One by one, first and last included: the numbers that PySlowFast would get from the same source.
+    return np.array([int(generator.integers(low, high + 1)) for low, high in itertools.pairwise(edges)], np.int64)
 
 
 # Space

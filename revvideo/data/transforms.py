@@ -5,7 +5,7 @@ uint8 resize works on that layout with vector instructions, several times faster
 one grey level of it (bilinear, align_corners False, no antialias).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +45,7 @@ def resize_short_side(clip: torch.Tensor, size: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random crop and flip of one training clip.
+    """Random crop, flip and augmentation of one training clip.
 
     Random resized crop where `relative_scales` is given (DATA.TRAIN_JITTER_SCALES_RELATIVE and _ASPECT_RELATIVE), else
     short-side jitter in `short_side_range` pixels and a random crop.
@@ -57,6 +57,10 @@ class TrainTransform:
         relative_aspects: (smallest, largest) width / height of the box.
         flip: mirror with probability 0.5 (DATA.RANDOM_FLIP).
         inverse_uniform: draw the short side uniformly in its inverse (DATA.INV_UNIFORM_SAMPLE).
+        augment: `(clip, generator) -> clip` of the same shape and dtype, such as `rand_augment.RandAugment`, or None.
+        augment_first: augment the decoded frames before the crop, as PySlowFast does, instead of the finished crop.
+            The crop has fewer pixels, so augmenting it is faster; a fill colour or a translation relative to the
+            width then refers to the crop.
     """
 
     crop_size: int
@@ -65,6 +69,8 @@ class TrainTransform:
     relative_aspects: Sequence[float] = (3 / 4, 4 / 3)
     flip: bool = True
     inverse_uniform: bool = False
+    augment: Callable[[torch.Tensor, np.random.Generator], torch.Tensor] | None = None
+    augment_first: bool = False
 
     def __post_init__(self):
         if self.relative_scales:
@@ -84,6 +90,8 @@ class TrainTransform:
 
     def __call__(self, clip: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
         """uint8 (T, C, H, W) -> uint8 (T, C, crop_size, crop_size), channels-last strides or a view of such."""
+        if self.augment is not None and self.augment_first:
+            clip = self.augment(clip, generator)
         height, width = clip.shape[-2:]
         if self.relative_scales:
             box = sampling.random_resized_crop_box(
@@ -97,6 +105,8 @@ class TrainTransform:
             clip = crop(clip, y, x, self.crop_size, self.crop_size)
         if self.flip and generator.random() < 0.5:
             clip = horizontal_flip(clip)
+        if self.augment is not None and not self.augment_first:
+            clip = self.augment(clip, generator)
         return clip
 
 
