@@ -12,12 +12,18 @@ import numpy as np
 from av.stream import Discard, Disposition
 from av.video.reformatter import VideoReformatter
 
-from revvideo.data.readers.packet_index import scan_packets
-from revvideo.data.video_reader import VideoError, VideoReader
+from revvideo.data.readers.index_cache import IndexCache
+from revvideo.data.readers.packet_index import PacketIndex, scan_packets
+from revvideo.data.video_reader import MAX_PIXELS, VideoError, VideoReader
 
-# A frame (8192x4096 passes). Checked before decoding: one frame of twice that takes seconds and more than a GB.
-MAX_PIXELS = 2**25
+# What people keep videos in. FFmpeg knows hundreds more, with the bugs of hundreds of parsers, and play lists among
+# them, which name other files.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,obu,flv,asf,ogg"
+CODECS = frozenset(
+    ("h264", "hevc", "vp8", "vp9", "libvpx", "libvpx-vp9", "av1", "libdav1d", "mpeg4", "msmpeg4v1", "msmpeg4v2")
+    + ("msmpeg4", "h263", "h263p", "h261", "flv", "mpeg1video", "mpeg2video", "mjpeg", "theora", "wmv1", "wmv2", "wmv3")
+    + ("vc1", "vp6", "vp6f", "prores", "dnxhd", "ffv1", "huffyuv", "ffvhuff", "rawvideo")
+)
 OPEN_SECONDS, READ_SECONDS = 30.0, 30.0
 
 # What PyAV lets through from FFmpeg and from its own depths; all of it becomes VideoError.
@@ -29,16 +35,13 @@ class PyAVReader(VideoReader):
 
     backend = "pyav"
 
-    def __init__(self, path: str, local_path: str, strict: bool):
-        super().__init__(path, local_path, strict)
+    def __init__(self, path: str, local_path: str, strict: bool, index_cache: IndexCache | None = None):
+        super().__init__(path, local_path, strict, index_cache)
         self._container = None
-        self._turns: int | None = None  # quarter turns counter-clockwise; known from the first decoded frame on
         self._reformatter = VideoReformatter()
         try:
             self._container, self._stream = self._open()
-            context = self._stream.codec_context
-            self._size = (context.height, context.width)  # stored size, before rotation
-            self._index = scan_packets(self._container, self._stream)
+            self._index = self._packet_index()
         except _DEEP_ERRORS as error:
             self.close()
             raise self._error(_words(error)) from error
@@ -70,9 +73,10 @@ class PyAVReader(VideoReader):
 
     def _open(self) -> tuple[av.container.InputContainer, av.VideoStream]:
         """A fresh container and its largest video stream, ready to decode with one thread."""
+        limits = {"max_pixels": str(MAX_PIXELS)}
         container = av.open(
             f"file:{self.local_path}",  # so that a colon in the name is not taken for a protocol
-            options={"format_whitelist": FORMATS, "protocol_whitelist": "file"},
+            options={"format_whitelist": FORMATS, "protocol_whitelist": "file"} | limits,
             timeout=(OPEN_SECONDS, READ_SECONDS),
         )
         try:
@@ -85,17 +89,33 @@ class PyAVReader(VideoReader):
                 raise self._error("no video stream that can be decoded")
             chosen = max(streams, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
             context = chosen.codec_context
+            if context.name not in CODECS:
+                raise self._error(f"the codec {context.name} is not among those that are read")
             self._check_pixels(context.width, context.height)
+            if not context.width * context.height:  # FFmpeg's own check forgets what it refuses
+                raise self._error(f"the picture has no size, or more than {MAX_PIXELS} pixels")
             for stream in container.streams:
                 if stream is not chosen:
                     stream.discard = Discard.all
             context.thread_count = 1
             context.thread_type = "NONE"
-            context.options = {"max_pixels": str(MAX_PIXELS)} | ({"err_detect": "explode"} if self.strict else {})
+            context.options = limits | ({"err_detect": "explode"} if self.strict else {})
         except BaseException:
             container.close()
             raise
         return container, chosen
+
+    def _packet_index(self) -> PacketIndex:
+        known = self.index_cache.get(self.local_path) if self.index_cache is not None else None
+        if known is not None:
+            return known
+        index = scan_packets(self._container, self._stream)
+        self._remember(index)
+        return index
+
+    def _remember(self, index: PacketIndex) -> None:
+        if self.index_cache is not None:
+            self.index_cache.put(self.local_path, index)
 
     def _check_pixels(self, width: int, height: int) -> None:
         if width * height > MAX_PIXELS:
@@ -107,83 +127,111 @@ class PyAVReader(VideoReader):
     # Geometry
 
     def _display_size(self) -> tuple[int, int]:
-        """(height, width) after rotation; decodes the first frame if none has been decoded yet."""
-        if self._turns is None:
+        """(height, width) after rotation; decodes a key frame if nothing has been decoded yet."""
+        if self._index.geometry is None:
+            self._check_open()
             try:
-                self._learn_geometry(self._first_frame())
+                self._learn_geometry(self._some_frame())
             except _DEEP_ERRORS as error:
                 raise self._error(_words(error)) from error
-        return self._size[::-1] if self._turns % 2 else self._size
+        height, width, turns = self._index.geometry
+        return (width, height) if turns % 2 else (height, width)
 
     def _learn_geometry(self, frame: av.VideoFrame) -> None:
         """Size and rotation: those of the file's first frame, where the header's size is not this frame's."""
-        if (frame.height, frame.width) != self._size:
+        context = self._stream.codec_context
+        if (frame.height, frame.width) != (context.height, context.width):
             frame = self._first_frame()
-        self._size = (frame.height, frame.width)
-        self._turns = quarter_turns(frame.rotation)
+        self._index.geometry = (frame.height, frame.width, quarter_turns(frame.rotation))
+        self._remember(self._index)
+
+    def _some_frame(self) -> av.VideoFrame:
+        """The first key frame that decodes, for its size and rotation."""
+        context = self._stream.codec_context
+        if self._index.seekable and len(self._index.key_ticks):
+            key_tick = int(self._index.key_ticks[0])
+            packet = next(self._packets_from(key_tick, self._index.packet_of_tick[key_tick]), None)
+            context.skip_frame = "DEFAULT"
+            try:
+                frames = context.decode(packet) + context.decode(None) if packet is not None else []
+            except av.FFmpegError:
+                frames = []
+            context.flush_buffers()
+            if frames:
+                return frames[0]
+        return self._first_frame()
 
     def _first_frame(self) -> av.VideoFrame:
         for frame in self._decode_all(errors=[]):
             return frame
         raise self._error("no frame could be decoded")
 
-    def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
-        """uint8 (H, W, 3), rotated; a frame of another size (a stream that changes it) is scaled to the first one's."""
+    def _put(self, request: "_Request", index: int, frame: av.VideoFrame) -> None:
+        """Convert a frame; one of another size (a stream that changes it) is scaled to the first one's."""
         self._check_pixels(frame.width, frame.height)
-        if self._turns is None:
+        if self._index.geometry is None:
             self._learn_geometry(frame)
-        height, width = self._size
+        height, width, turns = self._index.geometry
+        scaling = "BICUBIC"  # without a change of size: as ffmpeg brings chroma to full size
+        if request.size is not None:
+            wanted = request.size[::-1] if turns % 2 else request.size
+            scaling = scaling if wanted == (height, width) else "BILINEAR"
+            height, width = wanted
         rgb = self._reformatter.reformat(
-            frame, width=width, height=height, format="rgb24", interpolation="BICUBIC", threads=1
-        )
-        return np.rot90(rgb.to_ndarray(), self._turns)
+            frame, width=width, height=height, format="rgb24", interpolation=scaling, threads=1
+        ).to_ndarray()  # a view
+        request.put(index, np.rot90(rgb, turns) if turns else rgb)
 
     # Decoding
 
-    def _read(self, indices: np.ndarray) -> np.ndarray:
+    def _check_open(self) -> None:
         if self._container is None:
             raise ValueError(f"the reader of {self.path} is closed")
-        request = _Request(indices)
+
+    def _read(self, indices: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+        self._check_open()
+        request = _Request(indices, size)
         try:
             if self._index.seekable:
-                for key_tick, wanted in self._key_frame_groups(request):
-                    self._decode_group(key_tick, wanted, request)
+                for group in self._key_frame_groups(request):
+                    self._decode_group(group, request)
             if request.missing:
                 self._decode_sequentially(request)
         except _DEEP_ERRORS as error:
             raise self._error(_words(error)) from error
+        self.warnings = list(dict.fromkeys(self.warnings))
         return request.out
 
-    def _key_frame_groups(self, request: "_Request") -> Iterator[tuple[int, dict[int, int]]]:
-        """(time of a key packet, {time: presentation index} of the wanted frames that are decoded from it)."""
-        groups: dict[int, dict[int, int]] = {}
+    def _key_frame_groups(self, request: "_Request") -> list["_Group"]:
+        """The wanted frames by the key packet that they are decoded from."""
+        groups: dict[int, _Group] = {}
         for index in sorted(request.missing):
             tick = int(self._index.ticks[index])
             key_tick = self._index.key_tick_before(tick)
             if key_tick is not None:  # else: left for the sequential decoder
-                groups.setdefault(key_tick, {})[tick] = index
-        yield from groups.items()
+                groups.setdefault(key_tick, _Group(key_tick)).wanted[tick] = index
+        return list(groups.values())
 
-    def _decode_group(self, key_tick: int, wanted: dict[int, int], request: "_Request") -> None:
+    def _decode_group(self, group: "_Group", request: "_Request") -> None:
         """Decode the wanted frames of one key-frame group; what does not come stays in `request.missing`."""
-        context, packet_of_tick = self._stream.codec_context, self._index.packet_of_tick
-        first = packet_of_tick[key_tick]
+        context, packet_of_tick, wanted = self._stream.codec_context, self._index.packet_of_tick, group.wanted
+        first = packet_of_tick[group.key_tick]
         last = max(packet_of_tick[tick] for tick in wanted)
-        errors: list[str] = []
-        for packet in self._packets_from(key_tick, first):
-            position = packet_of_tick.get(packet.pts, -1)
+        for packet in self._packets_from(group.key_tick, first):
+            tick = packet.pts
+            position = packet_of_tick.get(tick, -1)
             if position < first:
                 continue
-            context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
-            # Frames shown before the key frame may refer to the group before it: neither they nor their errors matter.
-            self._decode(packet, wanted, request, errors if packet.pts >= key_tick else [])
+            context.skip_frame = "DEFAULT" if tick in wanted else "NONREF"
+            self._decode(packet, group, request)
             if position >= last:
                 break
-        self._decode(None, wanted, request, errors)  # drain: frames still held back for reordering
+        self._decode(None, group, request)  # drain: frames still held back for reordering
         context.flush_buffers()
-        if errors and not self.strict:
-            self.warnings += errors
-        elif errors:  # let the sequential decoder confirm or refute
+        if group.errors and not self.strict:
+            self.warnings += group.errors
+            self.num_bad_frames += group.num_suspects
+        elif group.errors:  # let the sequential decoder confirm or refute
             request.missing.update(wanted.values())
 
     def _packets_from(self, key_tick: int, first: int) -> Iterator[av.Packet]:
@@ -197,15 +245,23 @@ class PyAVReader(VideoReader):
                 yield from packets
                 return
 
-    def _decode(self, packet: av.Packet | None, wanted: dict[int, int], request: "_Request", errors: list[str]) -> None:
+    def _decode(self, packet: av.Packet | None, group: "_Group", request: "_Request") -> None:
+        """Feed the decoder. Frames shown before the key frame may refer to the group before it, which the decoder has
+        not seen: neither they nor their errors matter."""
         try:
             frames = self._stream.codec_context.decode(packet)
         except av.FFmpegError as error:
-            errors.append(f"decoding error: {error.strerror}")
+            if packet is None or packet.pts >= group.key_tick:
+                group.errors.append(f"decoding error: {error.strerror}")
             return
         for frame in frames:
-            if frame.pts in wanted and not frame.is_corrupt:
-                request.put(wanted[frame.pts], self._to_rgb(frame))
+            tick = frame.pts
+            if frame.is_corrupt:
+                if tick is None or tick >= group.key_tick:
+                    group.errors.append("the decoder reports a corrupt frame")
+            elif tick in group.wanted:
+                self._put(request, group.wanted[tick], frame)
+                group.num_suspects += bool(group.errors)  # it may refer to what is damaged
 
     def _decode_all(self, errors: list[str]) -> Iterator[av.VideoFrame]:
         """All frames of the file from its start, in presentation order, through a container of its own."""
@@ -236,41 +292,60 @@ class PyAVReader(VideoReader):
         Raises:
             VideoError: no frame at all, or `strict` and something is wrong.
         """
+        seekable = self._index.seekable
         errors: list[str] = []
         waiting = sorted(request.missing, reverse=True)  # the next one is at the end
         good: av.VideoFrame | None = None
-        damaged = 0
+        damaged, errors_before = 0, 0  # errors before the last sound key frame do no harm any more
         position = -1
         for frame in self._decode_all(errors):
-            position = self._index.frame_of_tick.get(frame.pts, -1) if self._index.seekable else position + 1
+            position = self._index.frame_of_tick.get(frame.pts, -1) if seekable else position + 1
+            if frame.is_corrupt:
+                errors.append("the decoder reports a corrupt frame")
+            elif frame.key_frame:
+                errors_before = len(errors)
             if position < 0:
                 continue
             while waiting and waiting[-1] < position:  # did not come: the good frame before it (or after it) stands in
                 damaged += 1
-                request.put(waiting.pop(), self._to_rgb(good or frame))
+                self._put(request, waiting.pop(), good or frame)
             if waiting and waiting[-1] == position:
-                damaged += frame.is_corrupt
-                request.put(waiting.pop(), self._to_rgb(frame))
+                damaged += len(errors) > errors_before
+                self._put(request, waiting.pop(), frame)
             good = frame
-            if not waiting:
+            # Frames that are recognised by counting are the right ones only if none was lost on the way.
+            if not waiting and (seekable or not self.strict):
                 break
         if good is None:
             raise self._error("no frame could be decoded" + (f" ({errors[0]})" if errors else ""))
         damaged += len(waiting)
         if damaged:
             errors.append(f"{damaged} wanted frames are missing or damaged")
+        if self.strict and not seekable and position + 1 != self.num_frames:
+            errors.append(f"{position + 1} frames came of {self.num_frames} packets")
         if errors and self.strict:
             raise self._error("; ".join(dict.fromkeys(errors)))
         for index in waiting:
-            request.put(index, self._to_rgb(good))
+            self._put(request, index, good)
         self.num_bad_frames += damaged
         self.warnings += errors
+
+
+class _Group:
+    """Wanted frames that are decoded from one key frame, and what went wrong on the way."""
+
+    def __init__(self, key_tick: int):
+        self.key_tick = key_tick
+        self.wanted: dict[int, int] = {}  # time -> presentation index
+        self.errors: list[str] = []
+        self.num_suspects = 0  # wanted frames that came after an error
 
 
 class _Request:
     """The frames that one call wants: filled as they come, repeats included."""
 
-    def __init__(self, indices: np.ndarray):
+    def __init__(self, indices: np.ndarray, size: tuple[int, int] | None):
+        self.size = size  # (height, width) after rotation; None: the video's own
         self.out: np.ndarray | None = None  # (len(indices), H, W, 3)
         self.missing = set(indices.tolist())
         self._count = len(indices)
