@@ -89,8 +89,10 @@ def _environment() -> dict:
 
 def train(cfg: CfgNode, events: EventLog) -> None:
     """Train to the end of the schedule; with TRAIN.AUTO_RESUME, on from the last checkpoint of the run folder."""
-    loader = build.build_train_loader(cfg, batch_plan(cfg))
-    validation = build.build_val_loader(cfg) if cfg.TRAIN.EVAL_PERIOD <= cfg.SOLVER.MAX_EPOCH else None
+    folder = Path(cfg.OUTPUT_DIR)
+    loader = build.build_train_loader(cfg, batch_plan(cfg), folder=folder)
+    validates = cfg.TRAIN.EVAL_PERIOD <= cfg.SOLVER.MAX_EPOCH
+    validation = build.build_val_loader(cfg, folder=folder) if validates else None
     if cfg.TEST.ENABLE:
         check_test(cfg)
     trainer = build_trainer(cfg, events)
@@ -103,7 +105,8 @@ def train(cfg: CfgNode, events: EventLog) -> None:
         scores = _evaluate(cfg, trainer.model, validation, 1, "validate", num_crops=1)
         return scores.summary(len(validation.dataset))
 
-    trainer.fit(loader, validate=None if validation is None else validate)
+    with loader.failures_named():
+        trainer.fit(loader, validate=None if validation is None else validate)
 
 
 def build_trainer(cfg: CfgNode, events: EventLog) -> Trainer:
@@ -201,7 +204,7 @@ def check_test(cfg: CfgNode) -> None:
         InputError: the list, the views or the checkpoint that TEST names cannot be used.
     """
     for num_views in build.temporal_views(cfg):
-        build.build_test_loader(cfg, num_views)
+        build.build_test_loader(cfg, num_views, folder=Path(cfg.OUTPUT_DIR))
     path = cfg.TEST.CHECKPOINT_FILE_PATH
     if path and not path_manager.isfile(path):
         raise InputError(f"TEST.CHECKPOINT_FILE_PATH is {path!r}, but there is no such file")
@@ -217,7 +220,7 @@ def test(cfg: CfgNode, events: EventLog) -> dict:
     views = build.temporal_views(cfg)
     for num_views in views:
         began = time.perf_counter()
-        loader = build.build_test_loader(cfg, num_views)
+        loader = build.build_test_loader(cfg, num_views, folder=Path(cfg.OUTPUT_DIR))
         scores = _evaluate(cfg, model, loader, num_views, f"test, {num_views} views")
         results = scores.summary(len(loader.dataset)) | {
             "num_views": num_views,
@@ -276,26 +279,27 @@ def _evaluate(
     edit_views: EditViews | None = None,
 ) -> VideoScores:
     device = build.choose_device(cfg)
-    return evaluate(
-        model,
-        loader,
-        paths=loader.dataset.manifest.paths,
-        num_views=num_views * (num_crops or cfg.TEST.NUM_SPATIAL_CROPS),
-        method=cfg.DATA.ENSEMBLE_METHOD,
-        activation=cfg.MODEL.HEAD_ACT,
-        prepare=build.build_eval_input(cfg, device),
-        device=device,
-        clips_per_batch=cfg.TEST.BATCH_SIZE,
-        amp_dtype=build.eval_amp_dtype(cfg),
-        edit_views=edit_views,
-        description=description,
-        log_period=cfg.LOG_PERIOD,
-    )
+    with loader.failures_named():
+        return evaluate(
+            model,
+            loader,
+            paths=loader.dataset.manifest.paths,
+            num_views=num_views * (num_crops or cfg.TEST.NUM_SPATIAL_CROPS),
+            method=cfg.DATA.ENSEMBLE_METHOD,
+            activation=cfg.MODEL.HEAD_ACT,
+            prepare=build.build_eval_input(cfg, device),
+            device=device,
+            clips_per_batch=cfg.TEST.BATCH_SIZE,
+            amp_dtype=build.eval_amp_dtype(cfg),
+            edit_views=edit_views,
+            description=description,
+            log_period=cfg.LOG_PERIOD,
+        )
 
 
 def _protocol(cfg: CfgNode, num_views: int) -> str:
     data = cfg.DATA
-    return protocol(
+    line = protocol(
         num_views,
         cfg.TEST.NUM_SPATIAL_CROPS,
         data.NUM_FRAMES,
@@ -303,6 +307,7 @@ def _protocol(cfg: CfgNode, num_views: int) -> str:
         data.TEST_CROP_SIZE,
         data.ENSEMBLE_METHOD,
     )
+    return line + "".join(f"; {words}" for words in build.sampling_notes(cfg))
 
 
 def _report(results: dict) -> None:

@@ -53,6 +53,7 @@ def official(name: str) -> dict:
     tree = yaml.safe_load((shipped_configs_dir() / f"{name}.yaml").read_text(encoding="utf-8"))
     tree["DATA"]["DECODING_BACKEND"] = "torchvision"
     tree["MVIT"]["CLS_EMBED_ON"] = True
+    tree["AUG"]["RE_SPLIT"] = False
     return tree
 
 
@@ -129,7 +130,7 @@ def test_official_files_load_unchanged(tmp_path, name):
     notes = "\n".join(config_notes(cfg))
     assert "DATA.DECODING_BACKEND: torchvision -> pyav" in notes
     assert ("MVIT.CLS_EMBED_ON: True -> False" in notes) == (name == REV)
-    assert "AUG.AA_TYPE" in notes
+    assert "AUG.RE_SPLIT" in notes
     assert cfg.MVIT.CLS_EMBED_ON is (name == PLAIN)
 
 
@@ -142,7 +143,7 @@ def test_changes_and_ignored_keys_are_logged_once(tmp_path, caplog):
     assert len(set(messages)) == len(messages)
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len([text for text in warnings if "CLS_EMBED_ON" in text]) == 1
-    for name in ("AUG.ENABLE", "AUG.RE_SPLIT"):
+    for name in ("DATA.DECODING_BACKEND", "AUG.RE_SPLIT"):
         assert sum(name in text for text in messages) == 1, name
 
 
@@ -243,7 +244,7 @@ def test_unused_keys_of_pyslowfast_are_accepted_and_listed(tmp_path):
 
 
 def test_ignored_keys_are_listed_only_when_set():
-    assert "AUG.AA_TYPE" in IGNORED_KEYS
+    assert "AUG.RE_SPLIT" in IGNORED_KEYS
     cfg = load_config(PLAIN, ["DIST_BACKEND", "gloo"])
     assert any("command line: ignored: DIST_BACKEND" in note for note in config_notes(cfg))
     assert not any("LOG_MODEL_INFO" in note for note in config_notes(cfg))

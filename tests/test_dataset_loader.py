@@ -1,15 +1,16 @@
 """Batches depend on seed, epoch and step alone; nothing is replaced silently; evaluation sees every video once."""
 
-from itertools import chain
+from itertools import chain, pairwise
 
 import pytest
 import torch
 from videos import damage, frame_number, write_video
 
 from revvideo.data import sampling
-from revvideo.data.dataset import ClipSpec, EvalClips, TrainClips
+from revvideo.data.dataset import ClipSpec, EvalClips, TrainClips, needed_short_side
 from revvideo.data.loader import EpochSampler, eval_loader, train_loader
 from revvideo.data.manifest import Manifest
+from revvideo.data.readers.index_cache import IndexCache
 from revvideo.data.transforms import EvalTransform, TrainTransform, as_clip, resize_short_side
 from revvideo.data.video_reader import open_video
 from revvideo.errors import InputError
@@ -155,6 +156,126 @@ def test_sampler_without_shuffle_and_with_too_few_samples():
     assert [sample for _, sample in sampler] == [0, 1, 2, 3, 4, 5]
     with pytest.raises(InputError, match=r"2 training videos do not fill.*TRAIN\.BATCH_SIZE"):
         EpochSampler(2, batch_size=2, seed=0, world_size=2)
+
+
+def calls(monkeypatch):
+    """(what was opened, the sizes that were asked for) from now on."""
+    from revvideo.data import dataset as module
+
+    opened, sizes = [], []
+
+    def opening(*args, **kwargs):
+        video = open_video(*args, **kwargs)
+        frames = video.frames
+        video.frames = lambda indices, size=None: sizes.append(size) or frames(indices, size)
+        opened.append(args[0])
+        return video
+
+    monkeypatch.setattr(module, "open_video", opening)
+    return opened, sizes
+
+
+def test_repeated_augmentation_opens_and_decodes_once(manifest, monkeypatch):
+    opened, sizes = calls(monkeypatch)
+    assert train_clips(manifest, num_clips_per_video=4)[0, 2]["video"].shape[0] == 4
+    assert (opened, sizes) == ([manifest.paths[2]], [None])
+
+
+def test_large_videos_are_scaled_while_decoding(manifest, tmp_path, monkeypatch):
+    """64 x 96 sources, one of them on its side: scaled where the short side is 1.5 times what is needed, or more."""
+    turned = write_video(tmp_path / "turned.mp4", 20, rotation=90)
+    both = Manifest((manifest.paths[0], turned), (0, 1), "list")
+    _, sizes = calls(monkeypatch)
+    for short_side, expected in ((42, [(42, 63), (63, 42)]), (43, [None, None])):
+        sizes.clear()
+        jittered = TrainTransform(32, short_side_range=(32, short_side))
+        dataset = TrainClips(both, CLIP, jittered, seed=0, scale_large=True)
+        items = [dataset[0, sample] for sample in range(2)]
+        assert sizes == expected
+        evaluated = EvalClips(both, CLIP, EvalTransform(32, short_side), scale_large=True)
+        views = [evaluated[sample] for sample in range(2)]
+        assert sizes == expected * 2
+        for item in (*items, *views):
+            assert item["video"].shape == (1, 4, 3, 32, 32)
+    # The scaled picture is that of the full size, but for the two ways to scale.
+    scaled, native = (
+        EvalClips(both, CLIP, EvalTransform(32, 32), scale_large=large)[1]["video"].float() for large in (True, False)
+    )
+    assert not torch.equal(scaled, native)
+    assert (scaled - native).abs().mean() < 6
+
+
+def test_the_short_side_that_random_resized_crops_need():
+    assert needed_short_side(TrainTransform(224, (256, 320))) == 320
+    assert needed_short_side(TrainTransform(224, (256, 320), relative_scales=(0.08, 1.0))) == 320
+    assert needed_short_side(TrainTransform(224, (224, 224), relative_scales=(0.08, 1.0))) == 305  # 224 / sqrt(0.54)
+    assert train_clips(Manifest(("a",), (0,), "list")).short_side == 0  # LOADER.DECODE_SIZE native
+
+
+@pytest.mark.parametrize("cache", ["memory", "folder"])
+def test_a_packet_index_cache_changes_no_batch(manifest, tmp_path, cache):
+    index_cache = IndexCache(str(tmp_path) if cache == "folder" else None)
+    cached = digest(train_loader(train_clips(manifest, index_cache=index_cache), batch_size=3, seed=0))
+    assert index_cache.get(manifest.paths[0]) is not None
+    assert_same(cached, digest(train_loader(train_clips(manifest), batch_size=3, seed=0)))
+    views = [
+        EvalClips(manifest, CLIP, EvalTransform(32, 40), num_views=2, index_cache=cache)[0]["video"]
+        for cache in (index_cache, None)
+    ]
+    assert torch.equal(*views)
+
+
+# Clips
+
+
+def indices_of(spec, path, *, seed=0):
+    with open_video(path) as video:
+        return spec.random_indices(video, sampling.keyed_generator(seed, 0, 0, 0)).tolist()
+
+
+def test_exact_clips_have_exact_strides(manifest):
+    """Video 7 has 50 frames at 30 per second; PySlowFast's clip of 4 x 4 steps by 5, an exact one by 4."""
+    for seed in range(20):
+        exact = indices_of(ClipSpec(4, 4, exact=True), manifest.paths[7], seed=seed)
+        assert [b - a for a, b in pairwise(exact)] == [4, 4, 4]
+        theirs = indices_of(ClipSpec(4, 4), manifest.paths[7], seed=seed)
+        assert [b - a for a, b in pairwise(theirs)] == [5, 5, 5]
+    assert ClipSpec(4, 4, exact=True).length_frames(30.0) == 13.0
+    assert ClipSpec(4, 4, exact=True).length_frames(15.0) == 7.0
+
+
+def test_views_that_reach_the_end(manifest):
+    """Video 7 has 50 frames; the last frame of the last view is the last one, whatever the span."""
+    for exact in (False, True):
+        spec = ClipSpec(4, 4, exact=exact)
+        dataset = EvalClips(manifest, spec, EvalTransform(64, 64), num_views=3, to_end=True)
+        with open_video(manifest.paths[7]) as video:
+            views = [dataset._view_indices(video, view).tolist() for view in range(3)]
+        assert views[0][0] == 0
+        assert views[2][-1] == 49
+    with pytest.raises(InputError, match=r"USE_OFFSET_SAMPLING.*EVAL\.VIEWS"):
+        EvalClips(manifest, CLIP, EvalTransform(64, 64), to_end=True, use_offset_sampling=True)
+
+
+def test_jittered_rates_shorten_the_clip(manifest):
+    """A target rate above 30 makes the stride shorter, down to the half of it at 60."""
+    jittered = [indices_of(ClipSpec(4, 8, jitter_fps=30.0), manifest.paths[7], seed=seed) for seed in range(30)]
+    spans = {indices[-1] - indices[0] for indices in jittered}
+    assert max(spans) <= 31
+    assert min(spans) >= 15
+    assert len(spans) > 5
+
+
+def test_segments_take_a_frame_of_each_part_of_the_whole_video(manifest):
+    spec = ClipSpec(4, 4, segments=True)
+    drawn = [indices_of(spec, manifest.paths[7], seed=seed) for seed in range(20)]
+    assert len({tuple(indices) for indices in drawn}) > 10
+    for indices in drawn:
+        for part, index in enumerate(indices):
+            assert 49 * part / 4 - 1 <= index <= 49 * (part + 1) / 4 + 1
+    dataset = EvalClips(manifest, spec, EvalTransform(64, 64), num_views=2)
+    with open_video(manifest.paths[7]) as video:
+        assert dataset._view_indices(video, 0).tolist() == dataset._view_indices(video, 1).tolist() == [6, 18, 30, 43]
 
 
 # Evaluation

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from videos import damage, write_video
 
 from revvideo import build
 from revvideo.config import load_config
+from revvideo.data.video_reader import open_video
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,8 @@ def test_a_label_beyond_the_classes(own_data, tmp_path):
 
 def test_a_line_that_is_no_path_and_label(own_data, tmp_path):
     (own_data / "train.csv").write_text("train0.mp4,0\ntrain1.mp4,1\n")
-    refused(tiny.run_net(own_data, tmp_path / "run"), "line 1", "train0.mp4,0", "DATA.PATH_LABEL_SEPARATOR", "','")
+    outcome = tiny.run_net(own_data, tmp_path / "run", {"LOADER.LIST_FORMAT": "pyslowfast"})  # auto takes the comma
+    refused(outcome, "line 1", "train0.mp4,0", "DATA.PATH_LABEL_SEPARATOR", "','")
 
 
 def test_a_missing_video_folder(own_data, tmp_path):
@@ -136,6 +139,20 @@ def test_clips_that_do_not_fit(data, tmp_path):
 def test_a_wrong_test_protocol_is_found_before_training(data, tmp_path, keys):
     (name,) = keys
     refused(tiny.run_net(data, tmp_path / "run", keys), name)
+    assert nothing_trained(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("keys", "parts"),
+    [
+        ({"TRAIN.DATASET": "ava"}, ["TRAIN.DATASET is 'ava'", "kinetics, ssv2 or imagenet"]),
+        ({"TEST.DATASET": "ava"}, ["TEST.DATASET is 'ava'", "kinetics, ssv2 or imagenet"]),
+        ({"LOADER.LIST_FORMAT": "kinetic"}, ["LOADER.LIST_FORMAT is 'kinetic'", "'kinetics'"]),
+        ({"AUG.ENABLE": True, "AUG.AA_TYPE": "rand-m7-q4"}, ["rand-m7-q4", "AUG.AA_TYPE"]),
+    ],
+)
+def test_data_keys_that_mean_nothing(data, tmp_path, keys, parts):
+    refused(tiny.run_net(data, tmp_path / "run", keys), *parts)
     assert nothing_trained(tmp_path / "run")
 
 
@@ -299,6 +316,10 @@ def test_a_missing_video_in_training_is_replaced_and_named_at_the_start(own_data
     outcome = tiny.done(tiny.run_net(own_data, tmp_path / "run", tiny.TRAIN_ONLY))
     assert f"1 of {tiny.NUM_TRAIN} videos of {own_data / 'train.csv'} are missing" in outcome.err
     assert tiny.events(tmp_path / "run", "bad_video")[0]["reason"] == "No such file or directory"
+    comment, line = (tmp_path / "run/missing_train.txt").read_text().splitlines()
+    assert f"1 of {tiny.NUM_TRAIN} videos" in comment
+    assert line.split("\t")[0] == str(own_data / "train3.mp4")
+    assert str(tmp_path / "run/missing_train.txt") in outcome.err
 
 
 def test_a_damaged_video_in_training_is_reported(own_data, tmp_path):
@@ -331,6 +352,8 @@ def test_too_many_undecodable_videos_stop_the_training(own_data, tmp_path):
     assert bad / asked > 0.1
     assert "LOADER.MAX_BAD_FRACTION" in outcome.err
     assert str(folder / "events.jsonl") in outcome.err
+    for name in ("train0.mp4", "train3.mp4"):  # named with the reason
+        assert re.search(rf"The first: .*{re.escape(str(own_data / name))}: \w", outcome.err)
     assert 8 <= len(tiny.losses(folder)) <= 13
 
 
@@ -353,6 +376,23 @@ def test_an_error_in_a_worker_process_arrives_as_itself(own_data, tmp_path):
     spoil(own_data, *(f"train{number}.mp4" for number in range(tiny.NUM_TRAIN)))
     outcome = tiny.run_net(own_data, tmp_path / "run", {"DATA_LOADER.NUM_WORKERS": 1})
     refused(outcome, "cannot be decoded", own_data / "train.csv")
+
+
+def test_a_silent_worker_ends_the_run_with_the_path(data, tmp_path, monkeypatch):
+    """A crash (exit code 1): the launcher may try again."""
+
+    def hang_at_one(path, *args, **kwargs):
+        if path.endswith("train3.mp4"):
+            time.sleep(600)
+        return open_video(path, *args, **kwargs)
+
+    monkeypatch.setattr("revvideo.data.dataset.open_video", hang_at_one)
+    keys = {"DATA_LOADER.NUM_WORKERS": 1, "LOADER.START_METHOD": "fork", "LOADER.TIMEOUT_SECONDS": 1}
+    outcome = tiny.run_net(data, tmp_path / "run", tiny.TRAIN_ONLY, keys)
+    assert outcome.code == 1
+    last = outcome.err.splitlines()[-1]
+    assert re.search(rf"has been reading {re.escape(str(data / 'train3.mp4'))} for \d", last)
+    assert "LOADER.TIMEOUT_SECONDS is 1" in last
 
 
 def test_undecodable_videos_in_evaluation_are_listed_and_never_replaced(own_data, tmp_path):

@@ -8,6 +8,7 @@ from revvideo.build.data import (
     build_train_input,
     build_train_loader,
     build_val_loader,
+    sampling_notes,
     temporal_views,
 )
 from revvideo.build.model import build_model, check_pooling
@@ -27,6 +28,7 @@ __all__ = [
     "choose_device",
     "compile_model",
     "eval_amp_dtype",
+    "sampling_notes",
     "temporal_views",
     "train_settings",
 ]

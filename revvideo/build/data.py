@@ -1,114 +1,213 @@
-"""Lists, loaders and model inputs of a config."""
+"""Lists, data sets, loaders and model inputs of a config."""
 
 import logging
-import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
+from revvideo.build.augmentation import build_erasing, image_eval_transform, image_train_transform, train_transform
+from revvideo.build.input_spec import input_spec
 from revvideo.config import ConfigError
 from revvideo.config.batch import BatchPlan
 from revvideo.data import sampling
 from revvideo.data.dataset import ClipSpec, EvalClips, TrainClips
-from revvideo.data.loader import Batch, ClipLoader, eval_loader, train_loader
-from revvideo.data.manifest import Manifest, read_manifest, require_files
+from revvideo.data.image_dataset import EvalImages, TrainImages
+from revvideo.data.loader import Batch, ClipLoader, TrainLoader, eval_loader, train_loader
+from revvideo.data.manifest import Manifest, read_split, require_files, write_missing
 from revvideo.data.mixing import Mixing
-from revvideo.data.transforms import EvalTransform, TrainTransform, normalise
+from revvideo.data.readers.index_cache import IndexCache
+from revvideo.data.transforms import EvalTransform, normalise
 from revvideo.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+# TRAIN.DATASET and TEST.DATASET in small letters -> what it is. PySlowFast's ptv... are the same lists, read otherwise.
+DATASETS = {
+    "kinetics": "kinetics",
+    "ptvkinetics": "kinetics",
+    "ssv2": "ssv2",
+    "ptvssv2": "ssv2",
+    "imagenet": "imagenet",
+}
+_PLURAL = {"video": "videos", "frames": "frame folders", "image": "pictures"}
 
-def build_manifest(cfg: CfgNode, split: str) -> Manifest:
-    """The list `DATA.PATH_TO_DATA_DIR/{split}.csv`, checked; videos that are missing are logged.
+
+def dataset_kind(cfg: CfgNode, split: str) -> str:
+    """kinetics, ssv2 or imagenet: TEST.DATASET for the split test, else TRAIN.DATASET.
+
+    Raises:
+        ConfigError: another name.
+    """
+    section = "TEST" if split == "test" else "TRAIN"
+    name = cfg[section].DATASET
+    if name.lower() not in DATASETS:
+        raise ConfigError(f"{section}.DATASET is {name!r}; expected kinetics, ssv2 or imagenet")
+    return DATASETS[name.lower()]
+
+
+def build_manifest(cfg: CfgNode, split: str, *, folder: Path | None = None) -> Manifest:
+    """The videos or pictures of a split in DATA.PATH_TO_DATA_DIR, checked; those that are missing are logged.
+
+    Args:
+        cfg: DATA and LOADER say where and in which format.
+        split: train, val or test.
+        folder: the run folder: the missing paths are written there, to missing_{split}.txt. None writes nothing.
 
     Raises:
         InputError: no such list, a bad line, or not one video of it exists.
     """
-    dataset = (cfg.TRAIN if split == "train" else cfg.TEST).DATASET
-    if dataset.lower() != "kinetics":
-        raise ConfigError(
-            f"{'TRAIN' if split == 'train' else 'TEST'}.DATASET is {dataset!r}; this version reads kinetics"
-        )
+    kind = dataset_kind(cfg, split)
     if not cfg.DATA.PATH_TO_DATA_DIR:
         raise ConfigError(
-            f"DATA.PATH_TO_DATA_DIR is empty; set it to the folder that holds {split}.csv, one 'path label' a line"
+            f"DATA.PATH_TO_DATA_DIR is empty; set it to the folder that holds {split}.csv, one 'path label' a line, or "
+            "the data set in another of the formats of docs/data.md"
         )
-    manifest = read_manifest(
-        os.path.join(cfg.DATA.PATH_TO_DATA_DIR, f"{split}.csv"),
-        separator=cfg.DATA.PATH_LABEL_SEPARATOR,
+    format = cfg.LOADER.LIST_FORMAT
+    manifest = read_split(
+        cfg.DATA.PATH_TO_DATA_DIR,
+        split,
+        format="imagenet" if kind == "imagenet" and format == "auto" else format,
         prefix=cfg.DATA.PATH_PREFIX,
+        separator=cfg.DATA.PATH_LABEL_SEPARATOR,
         num_classes=cfg.MODEL.NUM_CLASSES,
+        video_folder=cfg.LOADER.VIDEO_FOLDER,
+        class_file=cfg.LOADER.CLASS_FILE,
+        seed=cfg.RNG_SEED,
     )
-    missing = require_files(manifest)
-    if missing:
-        logger.warning(
-            "%d of %d videos of %s are missing, the first is %s",
-            len(missing),
-            len(manifest),
-            manifest.source,
-            missing[0],
+    if (manifest.kind == "image") != (kind == "imagenet"):
+        section = "TEST" if split == "test" else "TRAIN"
+        found = "pictures" if manifest.kind == "image" else "videos"
+        raise ConfigError(
+            f"{section}.DATASET is {cfg[section].DATASET!r}, but {manifest.source} holds {found}; expected "
+            f"{'imagenet' if manifest.kind == 'image' else 'kinetics or ssv2'}, or another LOADER.LIST_FORMAT"
         )
+    if not manifest.labelled:
+        logger.warning("%s has no labels: every sample counts as class 0", manifest.source)
+    _report_missing(manifest, split, folder)
     return manifest
 
 
-def build_train_loader(cfg: CfgNode, plan: BatchPlan) -> ClipLoader:
-    """Random clips of train.csv."""
-    data = cfg.DATA
-    transform = TrainTransform(
-        crop_size=data.TRAIN_CROP_SIZE,
-        short_side_range=tuple(data.TRAIN_JITTER_SCALES),
-        relative_scales=tuple(data.TRAIN_JITTER_SCALES_RELATIVE),
-        relative_aspects=tuple(data.TRAIN_JITTER_ASPECT_RELATIVE),
-        flip=data.RANDOM_FLIP,
-        inverse_uniform=data.INV_UNIFORM_SAMPLE,
-    )
-    clips = TrainClips(
-        build_manifest(cfg, "train"),
-        _clip_spec(cfg),
-        transform,
-        seed=cfg.RNG_SEED,
-        num_clips_per_video=cfg.AUG.NUM_SAMPLE if cfg.AUG.ENABLE else 1,
-        backend=data.DECODING_BACKEND,
-    )
-    return train_loader(clips, batch_size=plan.videos_per_process, seed=cfg.RNG_SEED, **_worker_options(cfg))
+def _report_missing(manifest: Manifest, split: str, folder: Path | None) -> None:
+    missing = require_files(manifest)
+    file = folder / f"missing_{split}.txt" if folder is not None else None
+    if missing:
+        logger.warning(
+            "%d of %d %s of %s are missing, the first is %s%s",
+            *(len(missing), len(manifest), _PLURAL[manifest.kind], manifest.source, missing[0]),
+            f"; {file} lists them" if file is not None else "",
+        )
+    if file is not None:
+        write_missing(manifest, missing, file)
 
 
-def build_val_loader(cfg: CfgNode) -> ClipLoader:
-    """One centre clip, centre crop, of every video of val.csv."""
-    data = cfg.DATA
-    transform = EvalTransform(crop_size=data.TEST_CROP_SIZE, short_side=data.TRAIN_JITTER_SCALES[0])
-    clips = EvalClips(
-        build_manifest(cfg, "val"), _clip_spec(cfg), transform, centre=True, backend=data.DECODING_BACKEND
-    )
+def build_train_loader(cfg: CfgNode, plan: BatchPlan, *, folder: Path | None = None) -> TrainLoader:
+    """Random clips, or crops of pictures, of the training set; `folder` as in `build_manifest`."""
+    manifest = build_manifest(cfg, "train", folder=folder)
+    repeats = cfg.AUG.NUM_SAMPLE if cfg.AUG.ENABLE else 1
+    if manifest.kind == "image":
+        _check_image_model(cfg)
+        dataset = TrainImages(manifest, image_train_transform(cfg), seed=cfg.RNG_SEED, num_crops_per_picture=repeats)
+    else:
+        dataset = TrainClips(
+            manifest,
+            _clip_spec(cfg, "train"),
+            train_transform(cfg),
+            seed=cfg.RNG_SEED,
+            num_clips_per_video=repeats,
+            **_reading_options(cfg, manifest),
+        )
+    return train_loader(dataset, batch_size=plan.videos_per_process, seed=cfg.RNG_SEED, **_worker_options(cfg))
+
+
+def build_val_loader(cfg: CfgNode, *, folder: Path | None = None) -> ClipLoader:
+    """One centre clip, centre crop, of every video of the validation set; `folder` as in `build_manifest`."""
+    manifest = build_manifest(cfg, "val", folder=folder)
+    if manifest.kind == "image":
+        return _image_eval_loader(cfg, manifest)
+    transform = EvalTransform(crop_size=cfg.DATA.TEST_CROP_SIZE, short_side=cfg.DATA.TRAIN_JITTER_SCALES[0])
+    clip = _clip_spec(cfg, "val")
+    clips = EvalClips(manifest, clip, transform, centre=True, **_reading_options(cfg, manifest))
     return eval_loader(clips, **_worker_options(cfg))
 
 
-def build_test_loader(cfg: CfgNode, num_views: int) -> ClipLoader:
-    """All views of every video of test.csv: `num_views` in time, TEST.NUM_SPATIAL_CROPS in space."""
-    data, crops = cfg.DATA, cfg.TEST.NUM_SPATIAL_CROPS
+def build_test_loader(cfg: CfgNode, num_views: int, *, folder: Path | None = None) -> ClipLoader:
+    """All views of every video of the test set: `num_views` in time, TEST.NUM_SPATIAL_CROPS in space.
+
+    Args:
+        cfg: the config.
+        num_views: temporal views; a picture has one.
+        folder: as in `build_manifest`.
+    """
+    manifest, data, crops = build_manifest(cfg, "test", folder=folder), cfg.DATA, cfg.TEST.NUM_SPATIAL_CROPS
+    if manifest.kind == "image":
+        if (num_views, crops) != (1, 1):
+            raise ConfigError(
+                f"a picture has one view, but {num_views} temporal views of {crops} crops are asked for; set "
+                "TEST.NUM_ENSEMBLE_VIEWS 1 TEST.NUM_SPATIAL_CROPS 1 (and TEST.NUM_TEMPORAL_CLIPS [])"
+            )
+        return _image_eval_loader(cfg, manifest)
+    clip = _clip_spec(cfg, "test")
+    if clip.segments and num_views > 1:
+        logger.warning("TEST.DATASET ssv2: all %d temporal views of a video are the same frames", num_views)
     short_side = data.TEST_CROP_SIZE if crops == 3 else data.TRAIN_JITTER_SCALES[0]
     clips = EvalClips(
-        build_manifest(cfg, "test"),
-        _clip_spec(cfg),
+        manifest,
+        clip,
         EvalTransform(crop_size=data.TEST_CROP_SIZE, short_side=short_side),
         num_views=num_views,
         num_crops=crops,
         use_offset_sampling=data.USE_OFFSET_SAMPLING,
-        backend=data.DECODING_BACKEND,
+        to_end=cfg.EVAL.VIEWS == "to_end",
+        **_reading_options(cfg, manifest),
     )
     return eval_loader(clips, **_worker_options(cfg))
 
 
-def _clip_spec(cfg: CfgNode) -> ClipSpec:
-    return ClipSpec(cfg.DATA.NUM_FRAMES, cfg.DATA.SAMPLING_RATE, cfg.DATA.TARGET_FPS)
+def _image_eval_loader(cfg: CfgNode, manifest: Manifest) -> ClipLoader:
+    _check_image_model(cfg)
+    return eval_loader(EvalImages(manifest, image_eval_transform(cfg)), **_worker_options(cfg))
+
+
+def _check_image_model(cfg: CfgNode) -> None:
+    if input_spec(cfg).frames != 1:
+        raise ConfigError(
+            f"the data set is one of pictures (imagenet), but the model takes {cfg.DATA.NUM_FRAMES} frames; expected "
+            "an image model (MVIT.PATCH_2D True) or DATA.NUM_FRAMES 1"
+        )
+
+
+def _clip_spec(cfg: CfgNode, split: str) -> ClipSpec:
+    return ClipSpec(
+        cfg.DATA.NUM_FRAMES,
+        cfg.DATA.SAMPLING_RATE,
+        cfg.DATA.TARGET_FPS,
+        jitter_fps=cfg.DATA.TRAIN_JITTER_FPS if split == "train" else 0.0,
+        exact=cfg.LOADER.CLIP_SPAN == "exact",
+        segments=dataset_kind(cfg, split) == "ssv2",
+    )
+
+
+def _reading_options(cfg: CfgNode, manifest: Manifest) -> dict:
+    """Arguments of the data sets of clips on how videos are read."""
+    cache = cfg.LOADER.INDEX_CACHE
+    return {
+        "backend": "frames" if manifest.kind == "frames" else cfg.DATA.DECODING_BACKEND,
+        "scale_large": cfg.LOADER.DECODE_SIZE == "auto",
+        "index_cache": IndexCache(None if cache == "memory" else cache) if cache else None,
+    }
 
 
 def _worker_options(cfg: CfgNode) -> dict:
-    pin_memory = cfg.DATA_LOADER.PIN_MEMORY and cfg.NUM_GPUS > 0
-    return {"num_workers": cfg.DATA_LOADER.NUM_WORKERS, "pin_memory": pin_memory}
+    return {
+        "num_workers": cfg.DATA_LOADER.NUM_WORKERS,
+        "pin_memory": cfg.DATA_LOADER.PIN_MEMORY and cfg.NUM_GPUS > 0,
+        "prefetch_factor": cfg.LOADER.PREFETCH,
+        "multiprocessing_context": cfg.LOADER.START_METHOD or None,
+        "timeout_seconds": cfg.LOADER.TIMEOUT_SECONDS,
+    }
 
 
 def build_eval_input(cfg: CfgNode, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -122,8 +221,8 @@ def build_eval_input(cfg: CfgNode, device: torch.device) -> Callable[[Tensor], T
 
 
 def build_train_input(cfg: CfgNode, device: torch.device) -> Callable[[Batch, int, int], tuple[Tensor, Tensor]]:
-    """A batch to what the trainer feeds the model: normalised and, with MIXUP.ENABLE, mixed clips, and targets."""
-    normalised, mixing = build_eval_input(cfg, device), None
+    """A batch to what the trainer feeds the model: clips normalised, erased (AUG) and mixed (MIXUP), and targets."""
+    normalised, erase, mixing = build_eval_input(cfg, device), build_erasing(cfg), None
     if cfg.MIXUP.ENABLE:
         mixing = Mixing(
             num_classes=cfg.MODEL.NUM_CLASSES,
@@ -136,6 +235,8 @@ def build_train_input(cfg: CfgNode, device: torch.device) -> Callable[[Batch, in
 
     def prepare(batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         clips, labels = normalised(batch.video), batch.label.to(device, non_blocking=True)
+        if erase is not None:
+            clips = erase(clips, sampling.erasing_generator(cfg.RNG_SEED, epoch, step, 0))
         if mixing is None:
             return clips, labels
         return mixing(clips, labels, sampling.mixing_generator(cfg.RNG_SEED, epoch, step, 0))
@@ -149,3 +250,14 @@ def temporal_views(cfg: CfgNode) -> Sequence[int]:
     if len(set(views)) != len(views):
         raise InputError(f"TEST.NUM_TEMPORAL_CLIPS is {views}; expected different numbers")
     return views
+
+
+def sampling_notes(cfg: CfgNode) -> list[str]:
+    """What differs from PySlowFast's clips and views in the test set, in words, for the protocol of the results."""
+    kind = dataset_kind(cfg, "test")
+    if kind == "imagenet":
+        return ["pictures"]
+    if kind == "ssv2":
+        return ["a frame of each of equal parts of the video instead of a clip"]
+    notes = ["clips of exact strides"] if cfg.LOADER.CLIP_SPAN == "exact" else []
+    return notes + (["the last view ends with the video"] if cfg.EVAL.VIEWS == "to_end" else [])

@@ -4,7 +4,6 @@ from revvideo.config.key import Key, section
 
 _SELF_SUPERVISED = "belongs to self-supervised training"
 _NOT_YET = "not supported yet"
-_NO_RAND_AUGMENT = "RandAugment and random erasing do not exist yet"
 
 # fmt: off
 DATA_KEYS: list[Key] = [
@@ -16,11 +15,12 @@ DATA_KEYS: list[Key] = [
         ("NUM_FRAMES", 8, "Frames T of a clip.", {"limits": ">= 1"}),
         ("SAMPLING_RATE", 8, "Stride between the frames of a clip, in frames at TARGET_FPS.", {"limits": ">= 1"}),
         ("TARGET_FPS", 30, "Frame rate (1/s) at which SAMPLING_RATE counts.", {"limits": "> 0", "kind": "int"}),
-        ("TRAIN_JITTER_FPS", 0.0, "Random addition to TARGET_FPS in training (1/s).", {"ignored": _NOT_YET}),
+        ("TRAIN_JITTER_FPS", 0.0, "Training clips draw their target rate between TARGET_FPS and TARGET_FPS plus this "
+         "(1/s).", {"limits": ">= 0"}),
         ("USE_OFFSET_SAMPLING", False, "Evaluation views reach from the first to the last frame."),
         ("INV_UNIFORM_SAMPLE", False, "Draw the jittered short side uniformly in its inverse."),
-        ("DECODING_BACKEND", "torchvision", "Video reader. torchvision means pyav (noted).",
-         {"choices": ("pyav", "torchvision")}),
+        ("DECODING_BACKEND", "torchvision", "Video reader; frames: each path is a folder of pictures. torchvision "
+         "means pyav (noted).", {"choices": ("pyav", "torchvision", "torchcodec", "decord", "pytorchvideo", "frames")}),
         ("DECODING_SHORT_SIZE", 256, "Short side while decoding (pixels).",
          {"ignored": "the crop keys decide, as in PySlowFast"}),
         ("MEAN", [0.45, 0.45, 0.45], "Mean of each channel, of values from 0 to 1."),
@@ -42,22 +42,24 @@ DATA_KEYS: list[Key] = [
         ("MULTI_LABEL", False, "Several labels a video; must be off."),
         ("ENSEMBLE_METHOD", "sum", "How the softmax scores of a video's views are combined.",
          {"choices": ("sum", "max")}),
-        ("IN_VAL_CROP_RATIO", 0.875, "Crop ratio of ImageNet validation.", {"ignored": _NOT_YET}),
+        ("IN_VAL_CROP_RATIO", 0.875, "Evaluation of pictures: TEST_CROP_SIZE over the short side before the crop.",
+         {"limits": "above 0 to 1"}),
         ("DUMMY_LOAD", False, "Load one sample over and over.", {"ignored": _NOT_YET}),
     ),
     *section(
         "AUG",
-        ("ENABLE", False, "Repeated samples (AUG.NUM_SAMPLE); RandAugment and random erasing do not exist yet.",
-         {"ignored": ""}),
-        ("NUM_SAMPLE", 1, "Clips of one video in a batch, from one decode.", {"limits": ">= 1", "ignored": ""}),
-        ("COLOR_JITTER", 0.4, "Colour jitter of images without AA_TYPE.", {"kind": "float or None"}),
-        ("AA_TYPE", "rand-m9-mstd0.5-inc1", "RandAugment policy."),
-        ("INTERPOLATION", "bicubic", "Interpolation of RandAugment."),
-        ("RE_PROB", 0.25, "Probability of random erasing.", {"limits": "0 to 1"}),
-        ("RE_MODE", "pixel", "What random erasing fills in."),
-        ("RE_COUNT", 1, "Boxes of random erasing."),
-        ("RE_SPLIT", False, "Not read by PySlowFast either."),
-        ignored=_NO_RAND_AUGMENT,
+        ("ENABLE", False, "Augmentation of training: the other keys of AUG have an effect only with it."),
+        ("NUM_SAMPLE", 1, "Clips of one video in a batch, from one decode.", {"limits": ">= 1"}),
+        ("COLOR_JITTER", 0.4, "Brightness, contrast and saturation jitter of pictures where AA_TYPE is empty; videos "
+         "do without, as in PySlowFast. None: no jitter.", {"kind": "float or None", "limits": ">= 0"}),
+        ("AA_TYPE", "rand-m9-mstd0.5-inc1", "RandAugment policy, such as rand-m7-n4-mstd0.5-inc1; empty: none."),
+        ("INTERPOLATION", "bicubic", "Interpolation of RandAugment, and of the random resized crop of pictures.",
+         {"choices": ("bicubic", "bilinear", "nearest", "random")}),
+        ("RE_PROB", 0.25, "Probability of random erasing; 0: none.", {"limits": "0 to 1"}),
+        ("RE_MODE", "pixel", "What random erasing fills in: noise a pixel, noise a box (rand) or zeros (const).",
+         {"choices": ("pixel", "rand", "const")}),
+        ("RE_COUNT", 1, "Most boxes of random erasing in a clip.", {"limits": ">= 1"}),
+        ("RE_SPLIT", False, "Not read by PySlowFast either.", {"ignored": "not read by PySlowFast either"}),
     ),
     *section(
         "MIXUP",
@@ -79,6 +81,22 @@ DATA_KEYS: list[Key] = [
         "LOADER",
         ("MAX_BAD_FRACTION", 0.05, "Training stops with exit code 3 when a larger share of videos is unreadable.",
          {"limits": "0 to 1"}),
+        ("TIMEOUT_SECONDS", 300, "A worker that is at one video for longer ends the run, which names the path; 0: "
+         "never.", {"limits": ">= 0"}),
+        ("PREFETCH", 2, "Batches (in evaluation: videos) that each worker prepares ahead.", {"limits": ">= 1"}),
+        ("START_METHOD", "", "How worker processes start; empty: as Python does on this system.",
+         {"choices": ("", "fork", "spawn", "forkserver")}),
+        ("INDEX_CACHE", "memory", "Where the packet index of a video is kept, so that it opens faster the next time: "
+         "memory (of each worker), a folder, or empty for nowhere. Of pyav only."),
+        ("CLIP_SPAN", "pyslowfast", "pyslowfast: a clip spans T strides, so its step is a little longer than "
+         "SAMPLING_RATE; exact: its step is SAMPLING_RATE.", {"choices": ("pyslowfast", "exact")}),
+        ("DECODE_SIZE", "auto", "auto: a video whose short side is at least 1.5 times what is needed is scaled to that "
+         "while decoding; native: never.", {"choices": ("auto", "native")}),
+        ("LIST_FORMAT", "auto", "Format of the lists in DATA.PATH_TO_DATA_DIR (docs/data.md); auto: recognised."),
+        ("VIDEO_FOLDER", "", "Folder of the videos, for formats whose lists hold identifiers instead of paths."),
+        ("CLASS_FILE", "", "File with the names of the classes; empty: the usual ones in DATA.PATH_TO_DATA_DIR."),
+        ("AUGMENT_ORDER", "crop_first", "RandAugment after the crop (crop_first, faster) or on whole frames before it "
+         "(pyslowfast).", {"choices": ("crop_first", "pyslowfast")}),
         ours=True,
     ),
 ]

@@ -22,7 +22,8 @@ RUN_KEYS: list[Key] = [
     *section(
         "TRAIN",
         ("ENABLE", True, "Train."),
-        ("DATASET", "kinetics", "List format of the training set."),
+        ("DATASET", "kinetics", "Kind of the training and validation set, in any case: kinetics (clips), ssv2 (one "
+         "frame of each of NUM_FRAMES parts of a video), imagenet (pictures)."),
         ("BATCH_SIZE", 64, "Clips of a step on one machine, divided among its processes.", {"limits": ">= 1"}),
         ("EVAL_PERIOD", 10, "Epochs between validations; the last epoch counts, more than MAX_EPOCH means none.",
          {"limits": ">= 1"}),
@@ -50,7 +51,7 @@ RUN_KEYS: list[Key] = [
     *section(
         "TEST",
         ("ENABLE", True, "Evaluate with several views, after training where TRAIN.ENABLE."),
-        ("DATASET", "kinetics", "List format of the test set."),
+        ("DATASET", "kinetics", "Kind of the test set, see TRAIN.DATASET."),
         ("BATCH_SIZE", 8, "Views of a forward pass on one machine.", {"limits": ">= 1"}),
         ("CHECKPOINT_FILE_PATH", "", "Checkpoint to evaluate; empty: the newest of the run folder."),
         ("CHECKPOINT_TYPE", "pytorch", "Format of CHECKPOINT_FILE_PATH.", {"choices": ("pytorch",)}),
@@ -60,7 +61,13 @@ RUN_KEYS: list[Key] = [
          "NUM_ENSEMBLE_VIEWS.", {"kind": "list[int]"}),
         ("SAVE_RESULTS_PATH", "", "Further file for the predictions.", {"ignored": _NOT_YET}),
     ),
-    *section("EVAL", ("MIXED_PRECISION", False, "Evaluate under bfloat16 autocast."), ours=True),
+    *section(
+        "EVAL",
+        ("MIXED_PRECISION", False, "Evaluate under bfloat16 autocast."),
+        ("VIEWS", "pyslowfast", "Where temporal views start: by PySlowFast's formula, whose last one stops short of "
+         "the end, or spread evenly with the last one at the end (to_end).", {"choices": ("pyslowfast", "to_end")}),
+        ours=True,
+    ),
     *section(
         "SOLVER",
         ("OPTIMIZING_METHOD", "sgd", "Optimizer; mt_adamw is AdamW over all tensors at once.",

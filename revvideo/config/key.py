@@ -13,6 +13,7 @@ RANGES: dict[str, Callable[[float], bool]] = {
     ">= 0": lambda value: value >= 0,
     ">= 1": lambda value: value >= 1,
     "0 to 1": lambda value: 0 <= value <= 1,
+    "above 0 to 1": lambda value: 0 < value <= 1,
     "0 to below 1": lambda value: 0 <= value < 1,
     "1 to 3": lambda value: 1 <= value <= 3,
 }

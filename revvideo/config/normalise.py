@@ -88,6 +88,8 @@ def _check_lists(cfg: CfgNode, origin_of: Callable[[str], str]) -> None:
         "a range exactly where DATA.TRAIN_JITTER_SCALES_RELATIVE has one",
     )
     require("DATA.PATH_LABEL_SEPARATOR", bool(data.PATH_LABEL_SEPARATOR), "at least one character")
+    offsets_and_end = data.USE_OFFSET_SAMPLING and cfg.EVAL.VIEWS == "to_end"
+    require("EVAL.VIEWS", not offsets_and_end, "pyslowfast where DATA.USE_OFFSET_SAMPLING is True")
     views = cfg.TEST.NUM_TEMPORAL_CLIPS
     require("TEST.NUM_TEMPORAL_CLIPS", all(count >= 1 for count in views), "numbers of views, 1 or more each")
     betas = cfg.SOLVER.BETAS
@@ -209,9 +211,6 @@ def normalise_config(cfg: CfgNode) -> list[tuple[int, str]]:
             "rounding of the rebuilt ones, and gradients can be far off: use branches, or REV.BACKPROP plain"
         )
         notes.append((logging.WARNING, fragile))
-    if cfg.AUG.ENABLE and (cfg.AUG.AA_TYPE or cfg.AUG.RE_PROB > 0):
-        missing = "AUG.ENABLE: clips are repeated (AUG.NUM_SAMPLE), but RandAugment and random erasing do not exist yet"
-        notes.append((logging.WARNING, missing))
     return notes
 
 

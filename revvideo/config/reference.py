@@ -46,7 +46,7 @@ def render_reference() -> str:
 def _row(key: Key) -> str:
     meaning = key.meaning
     if key.choices:
-        meaning += " One of: " + ", ".join(f"`{choice}`" for choice in key.choices) + "."
+        meaning += " One of: " + ", ".join(f"`{choice}`" if choice else "empty" for choice in key.choices) + "."
     if key.limits:
         meaning += f" Range: {key.limits}."
     if key.ignored:

@@ -73,7 +73,7 @@ def check_value(key: Key, value: Any, origin: str) -> None:
         ConfigError: the value is not allowed.
     """
     if key.choices and value not in key.choices:
-        allowed = ", ".join(str(choice) for choice in key.choices)
+        allowed = ", ".join(str(choice) or "''" for choice in key.choices)
         expected = f"one of: {allowed}" if len(key.choices) > 1 else f"{allowed} (the only one that exists)"
         raise ConfigError(f"{origin}: {key.name} is {value!r}; expected {expected}")
     if key.limits and value is not None and not RANGES[key.limits](value):

@@ -4,6 +4,8 @@ Batches depend on (seed, epoch, step) and not on the number of workers; the k-th
 samples for any number of processes.
 """
 
+import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -11,8 +13,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from revvideo.data.dataset import EvalClips, TrainClips
+from revvideo.data.image_dataset import EvalImages, TrainImages
 from revvideo.data.sampling import order_generator
 from revvideo.data.video_reader import VideoError
+from revvideo.data.worker_watch import Mark, StartWorker, WorkerBoard, WorkerFailed, is_timeout
 from revvideo.errors import InputError
 
 
@@ -98,6 +102,15 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
         self.start_batch = start_batch
 
+    def identity(self) -> dict:
+        """What the batches depend on besides epoch and number: equal identities, equal batches over all processes."""
+        return {
+            "num_samples": self.num_samples,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "videos_per_step": self.batch_size * self.world_size,
+        }
+
     def __len__(self) -> int:
         return (self.num_batches - self.start_batch) * self.batch_size
 
@@ -113,20 +126,23 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 class ClipLoader:
-    """A DataLoader whose data set's own errors arrive as themselves, not as text with the worker's traceback.
+    """A DataLoader whose data set's own errors arrive as themselves, and whose failing workers name what they read.
 
     It takes nothing from torch's global random generator. Worker processes run torch with one thread each (torch's own
-    rule).
+    rule); they live as long as the loader.
 
     Args:
-        dataset: `TrainClips` or `EvalClips`.
+        dataset: `TrainClips`, `EvalClips`, or one like them: `manifest.paths`, and `on_read`, which it calls with the
+            index of each video that it opens.
         sampler: the keys of its items.
         batch_size: items a batch; None gives single items.
         collate: a list of items to a batch; None leaves items as they are.
         num_workers: processes that decode; 0 decodes in this one (DATA_LOADER.NUM_WORKERS).
         pin_memory: for fast copies to a GPU (DATA_LOADER.PIN_MEMORY).
-        prefetch_factor: batches that each worker prepares ahead; None is torch's default.
-        multiprocessing_context: fork, spawn or forkserver; None is the platform's default.
+        prefetch_factor: batches that each worker prepares ahead (LOADER.PREFETCH); None is torch's default.
+        multiprocessing_context: fork, spawn or forkserver (LOADER.START_METHOD); None is the platform's default.
+        timeout_seconds: a worker that is at one video for longer ends the iteration (LOADER.TIMEOUT_SECONDS); 0 waits
+            for ever. Without workers nothing watches.
     """
 
     def __init__(
@@ -140,35 +156,135 @@ class ClipLoader:
         pin_memory: bool = False,
         prefetch_factor: int | None = None,
         multiprocessing_context: str | None = None,
+        timeout_seconds: float = 0,
     ):
         self.dataset = dataset
         self.sampler = sampler
-        self._loader = DataLoader(
-            _Guarded(dataset),
-            batch_size=batch_size,
-            sampler=sampler,
-            collate_fn=_GuardedCollate(collate),
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            generator=torch.Generator(),
-            pin_memory=pin_memory,
-            prefetch_factor=prefetch_factor if num_workers else None,
-            multiprocessing_context=multiprocessing_context if num_workers else None,
-        )
+        self.timeout_seconds = timeout_seconds
+        self._options = {
+            "batch_size": batch_size,
+            "sampler": sampler,
+            "collate_fn": _GuardedCollate(collate),
+            "num_workers": num_workers,
+            "persistent_workers": num_workers > 0,
+            "pin_memory": pin_memory,
+            "prefetch_factor": prefetch_factor if num_workers else None,
+            "multiprocessing_context": multiprocessing_context if num_workers else None,
+            # How often the board is looked at while no batch comes; the DataLoader's own limit is never the last word.
+            "timeout": min(timeout_seconds / 4, _LOOK_SECONDS) if num_workers else 0,
+        }
+        self._begin()
 
-    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Before each epoch of training."""
-        self.sampler.set_epoch(epoch, start_batch)
+    def _begin(self) -> None:
+        """New worker processes (they start with the next iteration)."""
+        num_workers = self._options["num_workers"]
+        self._board = WorkerBoard(num_workers) if num_workers else None
+        self._loader = DataLoader(
+            _Guarded(self.dataset),
+            generator=torch.Generator(),
+            worker_init_fn=StartWorker(self._board) if num_workers else None,
+            **self._options,
+        )
 
     def __len__(self) -> int:
         """Items that the next iteration gives (batches in training, videos in evaluation)."""
         return len(self._loader)
 
     def __iter__(self) -> Iterator:
-        for item in self._loader:
+        items = self._iterator()
+        while (item := self._next(items)) is not _END:
             if isinstance(item, Exception):
                 raise item
             yield item
+
+    def _iterator(self) -> Iterator:
+        try:
+            with self.failures_named():
+                return iter(self._loader)
+        except RuntimeError as error:
+            if not is_timeout(error):
+                raise
+            # Workers are still busy with an iteration that was left in the middle.
+            self._begin()
+            return iter(self._loader)
+
+    def _next(self, items: Iterator):
+        began = time.monotonic_ns()
+        while True:
+            try:
+                with self.failures_named():
+                    return next(items, _END)
+            except WorkerFailed:
+                self._begin()
+                raise
+            except RuntimeError as error:
+                if not is_timeout(error):
+                    raise
+            try:
+                self._board.check_silence(began, self.timeout_seconds, self.dataset.manifest.paths)
+            except WorkerFailed:
+                self._begin()
+                raise
+
+    @contextlib.contextmanager
+    def failures_named(self):
+        """Gives torch's error about a dead worker process the path that the worker was reading.
+
+        The iteration does it itself; but the signal that tells of the death may arrive while the caller works on a
+        batch, so that loops over a loader run in this context, too.
+
+        Raises:
+            WorkerFailed: instead of torch's RuntimeError.
+        """
+        try:
+            yield
+        except WorkerFailed:
+            raise
+        except RuntimeError as error:
+            explained = self._board and self._board.explain_death(error, self.dataset.manifest.paths)
+            if explained is None:
+                raise
+            raise explained from None
+
+
+class TrainLoader(ClipLoader):
+    """A `ClipLoader` over an `EpochSampler`: it begins at any epoch and batch, and knows how far it is."""
+
+    sampler: EpochSampler
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Before each epoch of training."""
+        self.sampler.set_epoch(epoch, start_batch)
+        self._given = start_batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._given = self.sampler.start_batch
+        for batch in super().__iter__():
+            self._given += 1
+            yield batch
+
+    def state_dict(self) -> dict:
+        """The position: `epoch`, and `batch`, the number of batches of it that were given out; and whose they are."""
+        given = getattr(self, "_given", self.sampler.start_batch)
+        return {"epoch": self.sampler.epoch, "batch": given, **self.sampler.identity()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """The next iteration gives the batches after those of `state`; it may come from another number of processes.
+
+        Raises:
+            InputError: the state is of another list, seed or batch size, so that its batches are not these.
+        """
+        for name, value in self.sampler.identity().items():
+            if state[name] != value:
+                raise InputError(
+                    f"the position of the loader that was saved is of {name} {state[name]}, but this run has {value}; "
+                    "go on with the same list, RNG_SEED and TRAIN.BATCH_SIZE, or begin the epoch anew"
+                )
+        self.set_epoch(state["epoch"], state["batch"])
+
+
+_END = object()
+_LOOK_SECONDS = 20.0
 
 
 class _Guarded(Dataset):
@@ -176,6 +292,11 @@ class _Guarded(Dataset):
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
+        self._mark: Mark | None = None
+
+    def watch(self, mark: Mark) -> None:
+        """Tell `mark` what is being read; called in a worker process, for its copy of the data set."""
+        self._mark = self.dataset.on_read = mark
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -185,6 +306,9 @@ class _Guarded(Dataset):
             return self.dataset[key]
         except (InputError, VideoError) as error:
             return error
+        finally:
+            if self._mark is not None:
+                self._mark(None)
 
 
 class _GuardedCollate:
@@ -199,7 +323,7 @@ class _GuardedCollate:
 
 
 def train_loader(
-    dataset: TrainClips,
+    dataset: TrainClips | TrainImages,
     *,
     batch_size: int,
     seed: int,
@@ -207,7 +331,7 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
     **workers,
-) -> ClipLoader:
+) -> TrainLoader:
     """Batches of training clips; call `set_epoch` before each epoch.
 
     Args:
@@ -216,15 +340,15 @@ def train_loader(
         seed: of the order of the samples.
         shuffle: see `EpochSampler`.
         rank, world_size: this process, and how many there are.
-        **workers: num_workers, pin_memory, prefetch_factor, multiprocessing_context of `ClipLoader`.
+        **workers: num_workers, pin_memory, prefetch_factor, multiprocessing_context, timeout_seconds of `ClipLoader`.
 
     Returns:
-        A `ClipLoader` that yields `Batch`.
+        A `TrainLoader` that yields `Batch`.
     """
     sampler = EpochSampler(
         len(dataset), batch_size=batch_size, seed=seed, shuffle=shuffle, rank=rank, world_size=world_size
     )
-    return ClipLoader(
+    return TrainLoader(
         dataset,
         sampler,
         batch_size=batch_size,
@@ -234,7 +358,7 @@ def train_loader(
 
 
 def eval_loader(
-    dataset: EvalClips,
+    dataset: EvalClips | EvalImages,
     *,
     rank: int = 0,
     world_size: int = 1,

@@ -31,6 +31,7 @@ from revvideo.errors import CheckFailed
 logger = logging.getLogger(__name__)
 
 BAD_VIDEOS_NAMED = 20  # in the log; events.jsonl names all
+BAD_VIDEOS_IN_ERROR = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Trainer:
         self.best_top1 = -1.0
         self.videos_asked = self.videos_bad = 0
         self._warned: set[str] = set()  # paths of bad videos that the log has named
+        self._first_bad: dict[str, str] = {}  # path -> reason, of the first unreadable ones
 
     def fit(self, loader: Iterable, *, validate: Callable[[], dict] | None = None) -> None:
         """Train from `next_epoch` to the end.
@@ -207,11 +209,16 @@ class Trainer:
                 if path not in self._warned and len(self._warned) < BAD_VIDEOS_NAMED:
                     self._warned.add(path)
                     logger.warning("%s: %s: %s", what, path, reason)
+        for path, reason in batch.bad:
+            if len(self._first_bad) < BAD_VIDEOS_IN_ERROR:
+                self._first_bad.setdefault(path, reason)
         share = self.videos_bad / self.videos_asked
         if self.videos_asked >= self.settings.min_videos_judged and share > self.settings.max_bad_fraction:
             raise CheckFailed(
                 f"{self.videos_bad} of {self.videos_asked} videos could not be read ({share:.1%}); allowed are "
-                f"{self.settings.max_bad_fraction:.1%} (LOADER.MAX_BAD_FRACTION). {self.events.path} names each"
+                f"{self.settings.max_bad_fraction:.1%} (LOADER.MAX_BAD_FRACTION). The first: "
+                f"{'; '.join(f'{path}: {reason}' for path, reason in self._first_bad.items())}. "
+                f"{self.events.path} names each"
             )
 
     def _validate(self, validate: Callable[[], dict], epoch: int) -> None:
