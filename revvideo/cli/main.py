@@ -21,6 +21,8 @@ COMMANDS = {
     "demo": "revvideo.cli.demo",
     "models": "revvideo.cli.models",
     "convert": "revvideo.cli.convert",
+    "check_data": "revvideo.cli.check_data",
+    "prepare_videos": "revvideo.cli.prepare_videos",
     "plan_memory": "revvideo.cli.plan_memory",
     "benchmark": "revvideo.cli.benchmark",
 }
