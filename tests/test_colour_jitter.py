@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageEnhance
 
 from revvideo.data import colour_operations
-from revvideo.data.colour_jitter import ColourJitter
+from revvideo.data.colour_jitter import MAX_JITTER, ColourJitter
 from revvideo.data.transforms import as_clip
 from revvideo.errors import InputError
 
@@ -52,6 +52,12 @@ def test_strong_jitter_stays_in_range():
     grey = colour_operations.saturation(FRAMES, 0.0)
     assert np.abs(grey.astype(int) - grey[..., :1]).max() <= 1
     assert colour_operations.saturation(FRAMES, 3.0).max() == 255
+    red = np.full((1, 3, 3, 3), (200, 100, 0), np.uint8)
+    strongest = colour_operations.saturation(red, 1.0 + MAX_JITTER)
+    assert (strongest == (255, 0, 0)).all()
+    spot = np.zeros((1, 3, 3, 3), np.uint8)
+    spot[0, 1, 1] = 255
+    assert np.array_equal(colour_operations.sharpness(spot, 1.0 + MAX_JITTER), spot)
 
 
 def test_nothing_to_do_gives_the_clip_back():
@@ -59,7 +65,9 @@ def test_nothing_to_do_gives_the_clip_back():
     assert ColourJitter()(clip, np.random.default_rng(0)) is clip
 
 
-@pytest.mark.parametrize("options", [{"brightness": -0.1}, {"hue": 0.6}])
+@pytest.mark.parametrize(
+    "options", [{"brightness": -0.1}, {"hue": 0.6}, {"saturation": 200}, {"contrast": float("nan")}]
+)
 def test_wrong_options(options):
     with pytest.raises(InputError, match="colour jitter"):
         ColourJitter(**options)

@@ -82,6 +82,23 @@ def test_other_kinds_of_pictures_become_rgb(tmp_path, mode):
         np.testing.assert_array_equal(video.frames([0])[0], np.asarray(picture.convert("RGB")))
 
 
+def test_16_bits_of_grey_become_8(tmp_path):
+    (tmp_path / "video").mkdir()
+    levels = np.linspace(0, 65535, 64 * 96).astype(np.uint16).reshape(64, 96)
+    Image.fromarray(levels).save(tmp_path / "video" / "1.png")
+    with open_video(str(tmp_path / "video"), "frames") as video:
+        np.testing.assert_array_equal(video.frames([0])[0], np.repeat((levels // 256)[..., None], 3, axis=2))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_transparent_palette_is_no_news(tmp_path):
+    (tmp_path / "video").mkdir()
+    picture = Image.fromarray(FRAMES[3]).quantize(8)
+    picture.save(tmp_path / "video" / "1.png", transparency=bytes(8))
+    with open_video(str(tmp_path / "video"), "frames") as video:
+        np.testing.assert_array_equal(video.frames([0])[0], np.asarray(picture.convert("RGB")))
+
+
 def test_flow_and_other_files_are_left_out(tmp_path):
     path = write_folder(tmp_path / "video", [f"img_{t + 1:05d}.png" for t in range(12)])
     write_folder(tmp_path / "video", [f"flow_{axis}_{t + 1:05d}.png" for t in range(6) for axis in "xy"])

@@ -76,3 +76,7 @@ def test_mean_colour_and_wrong_options():
         ImageEvalTransform(224, 0.0)
     with pytest.raises(InputError, match=r"AUG\.INTERPOLATION"):
         ImageTrainTransform(224, "lanczos")
+    with pytest.raises(InputError, match="TRAIN_JITTER_SCALES_RELATIVE"):
+        ImageTrainTransform(224, relative_scales=(1.0, 0.08))
+    with pytest.raises(InputError, match="TRAIN_JITTER_ASPECT_RELATIVE"):
+        ImageTrainTransform(224, relative_aspects=(0.0, 1.0))

@@ -4,6 +4,8 @@ a login node needs import no torch."""
 import ast
 import subprocess
 import sys
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +80,7 @@ class Arrow:
     source: str  # the importing module
     target: str  # the imported module; `revvideo:name` for a name of the public API
     where: str  # file:line
-    at_import: bool  # False inside a function
+    at_import: bool  # False inside a function and under `if TYPE_CHECKING`
 
     def __str__(self) -> str:
         return f"{self.source} -> {self.target}  ({self.where})"
@@ -101,18 +103,25 @@ def find_arrows(root: Path) -> list[Arrow]:
     arrows = []
     for source, file in modules.items():
         tree = ast.parse(file.read_text("utf-8"), filename=str(file))
-        inside_functions = {
-            id(node)
-            for function in ast.walk(tree)
-            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-            for node in ast.walk(function)
-        }
         package = source if file.name == "__init__.py" else source.rpartition(".")[0]
-        for node in ast.walk(tree):
-            where = f"{file.relative_to(root)}:{getattr(node, 'lineno', 0)}"
+        for node, at_import in _nodes(tree):
             for target in _targets(node, package, packages):
-                arrows.append(Arrow(source, target, where, at_import=id(node) not in inside_functions))
+                arrows.append(Arrow(source, target, f"{file.relative_to(root)}:{node.lineno}", at_import))
     return arrows
+
+
+def _nodes(tree: ast.Module) -> Iterator[tuple[ast.AST, bool]]:
+    """Every node, and whether it runs when the module is imported."""
+    waiting = deque([(tree, True)])
+    while waiting:
+        node, at_import = waiting.popleft()
+        yield node, at_import
+        unimported: set[ast.AST] = set()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            unimported.update(ast.iter_child_nodes(node))
+        elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            unimported.update(node.body)
+        waiting.extend((child, at_import and child not in unimported) for child in ast.iter_child_nodes(node))
 
 
 def _targets(node: ast.AST, package: str, packages: set[str]) -> list[str]:
@@ -219,6 +228,11 @@ WRONG_ARROWS = {
     "models import numpy": ("models/mvit.py", "def f():\n    import numpy as np", "numpy"),
     "baselines are eager": ("models/baselines.py", "import pytorchvideo.models", "pytorchvideo.models"),
     "data imports a reader's library": ("data/readers/decord.py", "import decord", "decord"),
+    "not only for annotations": (
+        "data/dataset.py",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import io\nelse:\n    import PIL",
+        "PIL",
+    ),
 }
 
 RIGHT_ARROWS = {
@@ -228,6 +242,10 @@ RIGHT_ARROWS = {
     "build imports all": ("build.py", "from revvideo import config, data, engine, models"),
     "cli imports all": ("cli/main.py", "import revvideo\nfrom revvideo import build\nfrom revvideo.cli import demo"),
     "launch": ("launch/submit.py", "from revvideo.data import manifest\nfrom revvideo.engine.events import read"),
+    "a library for annotations": (
+        "data/dataset.py",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from PIL.Image import Image",
+    ),
     "lazy reader": ("data/readers/decord.py", "def open_decord():\n    import decord"),
     "lazy baselines": ("models/baselines.py", "import torch\ndef build():\n    import pytorchvideo.models"),
 }

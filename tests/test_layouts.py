@@ -67,7 +67,8 @@ def test_split_folders_and_the_test_split_without_a_folder(tmp_path, val, caplog
         (["train/a/1.mp4"], "val", r"no folder of the split 'val'; expected val or validation.*beside train"),
         (["train/a/1.mp4", "val/a/1.mp4", "validation/a/1.mp4"], "val", r"two folders for the split 'val'"),
         (["train/a/1.JPEG", "val/1.JPEG"], "val", r"only files such as 1\.JPEG; expected a folder a class"),
-        (["train/a/1.mp4", "val/a/1.txt"], "val", r"(?s)cannot read the list"),
+        (["train/a/1.mp4", "val/1.mp4"], "val", r"val has only files such as 1\.mp4; expected a folder a class"),
+        (["train/a/1.mp4", "val/a/1.txt"], "val", r"no class folder of .*val \(a, \.\.\.\) holds what was expected"),
         (["a/1.jpg", "b/2.jpg"], "train", r"no folders train/ and val/.*CLASS/VIDEO"),
         (["train/1.mp4"], "train", r"cannot read the list"),
         (["data/a/1.mp4"], "train", r"data has class folders: set LOADER\.VIDEO_FOLDER"),
@@ -219,6 +220,9 @@ def test_lists_of_the_user_are_not_written_over(tmp_path):
         read_split(tmp_path, "train", format="class_folders")
     (tmp_path / "split.json").write_text("[]")
     with pytest.raises(InputError, match=r"split\.json was not written by revvideo"):
+        read_split(tmp_path, "train")
+    (tmp_path / "split.json").write_text('{"written_by": "revvideo", "kind": "films"}')
+    with pytest.raises(InputError, match=r"split\.json has the kind 'films'"):
         read_split(tmp_path, "train")
 
 

@@ -1,6 +1,7 @@
 """Every list format says the same: a random data set, written in each of them, is read with its paths and labels."""
 
 import json
+import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -259,6 +260,12 @@ def test_files_that_are_no_lists(tmp_path, content, message):
         ("train.json", "[{}]", r"entry 0: '{}'; expected an object with 'id' and 'template'"),
         ("train.json", "[{", r"not json"),
         ("train.json", '[{"id": 1, "template": "a"}]', r"no labels\.json"),
+        ("train.json", "[" * 200_000, r"no json of a data set"),
+        ("train.json", f"[{'9' * 5000}]", r"no json of a data set"),
+        ("kinetics400_train_list_videos.txt", f"x.mp4 {'9' * 5000}", r"line 1: 'x\.mp4 9{94}\.\.\.'; expected"),
+        ("train.csv", f"x.mp4 {'9' * 5000}", r"'9{100}\.\.\.' is no integer label"),
+        ("train.csv", f"{'x' * 200_000}.mp4 a", r"line 1: 'x{100}\.\.\.'"),
+        ("train.csv", f'"{"x" * 200_000} 0', r"line 1: '\"x{99}\.\.\.'"),
     ],
 )
 def test_wrong_lines_of_the_other_formats(tmp_path, name, row, message):
@@ -274,11 +281,49 @@ def test_wrong_lines_of_the_other_formats(tmp_path, name, row, message):
         ("run,abcdefghijk", r"line 2"),
         ("run,a,1,2,train\n,b,3,4,train", r"line 3: b_000003_000004 has no label"),
         ("", "has no clips"),
+        ("run,a,1,inf,train", "line 2.*times in seconds"),
+        ('run,a,1,2,train\n"run,b,3,4,train\n' + "run,c,5,6,train\n" * 10_000, "line 3: a double quote opens"),
     ],
 )
 def test_wrong_lines_of_the_official_lists(tmp_path, row, message):
     (tmp_path / "train.csv").write_text(f"label,youtube_id,time_start,time_end,split\n{row}\n")
     with pytest.raises(InputError, match=message):
+        read_split(tmp_path, "train")
+
+
+def test_a_fifo_is_no_list(tmp_path):
+    os.mkfifo(tmp_path / "train.csv")
+    with pytest.raises(InputError, match=r"train\.csv: not a regular file"):
+        read_split(tmp_path, "train")
+
+
+def test_a_folder_that_cannot_have_that_name():
+    with pytest.raises(InputError, match="null byte"):
+        read_split("data\0", "train")
+
+
+def test_labels_that_contradict_each_other_are_told(tmp_path, caplog):
+    (tmp_path / "train.csv").write_text("a.mp4 0\nb.mp4 1\nb.mp4 1\n")
+    assert read_split(tmp_path, "train").labels == (0, 1, 1)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    (tmp_path / "train.csv").write_text("a.mp4 0\nb.mp4 1\na.mp4 2\n")
+    read_split(tmp_path, "train")
+    assert "gives 1 paths more than one label, such as a.mp4, which has 0 and 2" in caplog.text
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_official_lists_are_separated_by_commas(tmp_path, separator):
+    header = separator.join(("label", "youtube_id", "time_start", "time_end", "split"))
+    (tmp_path / "train.csv").write_text(f"{header}\n{separator.join(('run', 'a', '1', '2', 'train'))}\n")
+    with pytest.raises(InputError, match=r"line 1: the header .* has no column 'youtube_id'.*commas"):
+        read_split(tmp_path, "train")
+
+
+def test_a_list_of_frames_that_is_no_text(tmp_path):
+    ssv2_of_pyslowfast(random_data_set(tmp_path, 0))
+    with (tmp_path / "train.csv").open("ab") as file:
+        file.write(b"100 0 3 elsewhere/\xd1/x.jpg\n")
+    with pytest.raises(InputError, match=r"train\.csv is not a text file .*0xd1"):
         read_split(tmp_path, "train")
 
 
@@ -316,12 +361,17 @@ def test_class_files(case, tmp_path):
         ("[1, 2]", "not of names"),
         ("{}", "holds {}"),
         ("[]", "empty"),
+        ('{"a": -1, "b": 0}', "'a' the number -1"),
+        ('0,a\n1,"b\n' + "c" * 200_000, "line 2: a double quote opens"),
+        ("a\0b\n", r"zero bytes.*LOADER\.CLASS_FILE"),
     ],
 )
 def test_wrong_class_files(content, message, tmp_path):
     (tmp_path / "c").write_text(content)
     with pytest.raises(InputError, match=message):
         read_class_file(str(tmp_path / "c"))
+    with pytest.raises(InputError, match=r"No such file.*LOADER\.CLASS_FILE"):
+        read_class_file(str(tmp_path / "missing"))
 
 
 def test_a_class_file_gives_the_numbers_and_its_lack_is_named(tmp_path):

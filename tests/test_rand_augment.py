@@ -271,3 +271,12 @@ def test_rotations_are_pils(frames, degrees, interpolation):
     # A position on the border between two pixels may be rounded either way.
     assert difference.mean() < 0.15
     assert (difference > 1).mean() < 0.002
+
+
+@pytest.mark.parametrize("interpolation", geometric_operations.INTERPOLATIONS)
+def test_a_large_clip_is_rotated_in_parts(interpolation, monkeypatch):
+    frames = np.random.default_rng(0).integers(0, 256, (5, 20, 30, 3), dtype=np.uint8)
+    whole = geometric_operations.rotate(frames, 17.0, FILL, interpolation)
+    for frames_at_once in (2, 0.5):
+        monkeypatch.setattr(geometric_operations, "_GATHERED_VALUES", int(frames_at_once * frames[0].size))
+        np.testing.assert_array_equal(geometric_operations.rotate(frames, 17.0, FILL, interpolation), whole)

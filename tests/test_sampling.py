@@ -131,6 +131,9 @@ def test_random_resized_crop_lies_in_the_picture_or_falls_back_to_the_centre():
         assert 0 <= x <= x + w <= 160
     assert sampling.random_resized_crop_box(10, 100, (1.0, 1.0), (1.0, 1.0), generator) == (0, 45, 10, 10)
     assert sampling.random_resized_crop_box(100, 10, (1.0, 1.0), (1.0, 1.0), generator) == (45, 0, 10, 10)
+    # Aspects that the picture is too small for: a pixel is left.
+    assert sampling.random_resized_crop_box(2, 60, (2.0, 2.0), (0.1, 0.2), generator) == (0, 29, 2, 1)
+    assert sampling.random_resized_crop_box(60, 2, (2.0, 2.0), (5.0, 10.0), generator) == (29, 0, 1, 2)
 
 
 @pytest.mark.parametrize("key", [key for key in GOLDEN["spatial"] if key.startswith("H")])

@@ -128,8 +128,12 @@ def test_flip_half_of_the_time_and_never_when_switched_off():
 def test_impossible_sizes_name_their_keys():
     with pytest.raises(InputError, match="TRAIN_JITTER_SCALES"):
         TrainTransform(224, short_side_range=(200, 320))
+    with pytest.raises(InputError, match="TRAIN_JITTER_SCALES"):
+        TrainTransform(224, short_side_range=(256,))
     with pytest.raises(InputError, match="TRAIN_JITTER_SCALES_RELATIVE"):
         TrainTransform(224, relative_scales=(1.0, 0.08))
+    with pytest.raises(InputError, match="TRAIN_JITTER_ASPECT_RELATIVE"):
+        TrainTransform(224, relative_scales=(0.08, 1.0), relative_aspects=())
     with pytest.raises(InputError, match="TEST_CROP_SIZE"):
         EvalTransform(crop_size=256, short_side=224)
 

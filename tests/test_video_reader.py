@@ -89,6 +89,12 @@ def test_indices_outside_the_video(tmp_path, indices):
         video.frames(indices)
 
 
+@pytest.mark.parametrize("indices", [[0.5], np.ones(60, bool), [2**70]])
+def test_indices_that_are_no_whole_numbers(tmp_path, indices):
+    with open_video(write_video(tmp_path / "v.mp4", 60)) as video, pytest.raises(TypeError, match="whole numbers"):
+        video.frames(indices)
+
+
 def make_unreadable(folder):
     whole = Path(write_video(folder / "whole.mp4", 30)).read_bytes()
     contents = {

@@ -8,6 +8,8 @@ import torch
 from revvideo.data import colour_operations
 from revvideo.errors import InputError
 
+MAX_JITTER = 100  # factors above 128 would leave the integers of `colour_operations`
+
 
 @dataclass(frozen=True)
 class ColourJitter:
@@ -26,9 +28,9 @@ class ColourJitter:
 
     def __post_init__(self):
         for name in ("brightness", "contrast", "saturation"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) <= MAX_JITTER:
                 raise InputError(
-                    f"colour jitter of {name} is {getattr(self, name)}; expected 0 or more (AUG.COLOR_JITTER)"
+                    f"colour jitter of {name} is {getattr(self, name)}; expected 0 to {MAX_JITTER} (AUG.COLOR_JITTER)"
                 )
         if not 0 <= self.hue <= 0.5:
             raise InputError(f"colour jitter of hue is {self.hue}; expected 0 to 0.5 of a full turn")

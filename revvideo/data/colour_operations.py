@@ -5,7 +5,7 @@ Frames are uint8 (T, H, W, 3), RGB, C-contiguous; every operation returns a new 
 Operations that map a grey level to a grey level are tables of 256 bytes: several of them in a row become one table,
 and `bytearray.translate` applies it to a clip three times faster than an index by numpy. The rest is integer
 arithmetic, a frame at a time so that the work stays in the cache, on rows of W * 3 values so that the vector units see
-long rows. Results are PIL's (ImageOps, ImageEnhance) within 2 grey levels.
+long rows. Results are PIL's (ImageOps, ImageEnhance) within 2 grey levels, for enhancement factors up to 3.
 """
 
 import numpy as np

@@ -6,7 +6,7 @@ other is interpolated from neighbours that are clamped to the picture. The mean 
 
 A shear or a translation moves whole rows (or columns), each by one distance, so it needs no gather: rows with the same
 whole-pixel distance are copied together, and the fraction is a weighted sum of neighbours with one weight a row. A
-rotation gathers, but once for the whole clip: the frames lie side by side, so that one position is one row of T * 3
+rotation gathers, but once for many frames: the frames lie side by side, so that one position is one row of T * 3
 values, and an embedding bag sums the weighted rows of the neighbours.
 
 Operations are not merged: one warp for two of them would bring back what the first has moved out of the picture.
@@ -27,6 +27,10 @@ _TAPS = {"nearest": (0, 1), "bilinear": (0, 2), "bicubic": (-1, 4)}
 
 # Float weights add up to 1 only up to rounding: without this a flat area could lose a level when it is cut off.
 _ROUNDING = 1e-3
+
+# Values that a rotation holds as float32 at once: all of a usual clip, a few frames of a large one (16 frames of
+# 1920 x 1080 pixels would take half a gigabyte twice).
+_GATHERED_VALUES = 2**25
 
 
 def shear_x(frames: np.ndarray, slope: float, fill: Sequence[int], interpolation: str) -> np.ndarray:
@@ -62,16 +66,17 @@ def rotate(frames: np.ndarray, degrees: float, fill: Sequence[int], interpolatio
     rows, y_weights = _neighbours(source_y, height, interpolation)
     indices = (rows[:, None] * width + columns).reshape(-1, height * width)  # (taps * taps, H * W)
     weights = (y_weights[:, None] * x_weights).reshape(-1, height * width)
-    pixels = _transposed(frames.reshape(num_frames, height * width, 3))  # (H * W, T, 3)
-    turned = F.embedding_bag(
-        torch.from_numpy(np.ascontiguousarray(indices.T)),
-        torch.from_numpy(pixels.reshape(height * width, -1)).to(torch.float32),
-        per_sample_weights=torch.from_numpy(np.ascontiguousarray(weights.T)),
-        mode="sum",
-    )
-    turned = turned.add_(_ROUNDING).clamp_(0, 255).to(torch.uint8).numpy().reshape(-1, num_frames, 3)
-    turned[outside.reshape(-1)] = np.asarray(fill, np.uint8)
-    return _transposed(turned).reshape(frames.shape)
+    indices, weights = (torch.from_numpy(np.ascontiguousarray(array.T)) for array in (indices, weights))
+    frames_at_once = max(1, _GATHERED_VALUES // frames[0].size)
+    parts = []
+    for first in range(0, num_frames, frames_at_once):
+        part = frames[first : first + frames_at_once]
+        pixels = torch.from_numpy(_transposed(part.reshape(len(part), height * width, 3)))  # (H * W, T, 3)
+        turned = F.embedding_bag(indices, pixels.flatten(1).float(), per_sample_weights=weights, mode="sum")
+        turned = turned.add_(_ROUNDING).clamp_(0, 255).to(torch.uint8).numpy().reshape(-1, len(part), 3)
+        turned[outside.reshape(-1)] = np.asarray(fill, np.uint8)
+        parts.append(_transposed(turned).reshape(part.shape))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _neighbours(positions: np.ndarray, length: int, interpolation: str) -> tuple[np.ndarray, np.ndarray]:

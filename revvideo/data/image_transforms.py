@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from revvideo.data import sampling
-from revvideo.data.transforms import as_clip, horizontal_flip
+from revvideo.data import geometric_operations, sampling
+from revvideo.data.transforms import as_clip, check_box_ranges, horizontal_flip
 from revvideo.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "random")
+_INTERPOLATIONS = (*geometric_operations.INTERPOLATIONS, "random")
 
 
 def mean_colour(mean: Sequence[float]) -> tuple[int, ...]:
@@ -51,6 +51,7 @@ class ImageTrainTransform:
             raise InputError(
                 f"AUG.INTERPOLATION is {self.interpolation!r}; expected one of {', '.join(_INTERPOLATIONS)}"
             )
+        check_box_ranges(self.relative_scales, self.relative_aspects)
 
     def __call__(self, picture: "Image", generator: np.random.Generator) -> torch.Tensor:
         """A PIL picture of any mode -> uint8 (1, 3, crop_size, crop_size), RGB."""

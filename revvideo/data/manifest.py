@@ -117,7 +117,25 @@ def read_split(
     manifest = _READERS[format](request)
     names = f", {len(manifest.class_names)} named classes" if manifest.class_names else ""
     logger.info("%s: %d %s in format %s%s", manifest.source, len(manifest), _plural(manifest.kind), format, names)
+    _report_contradictions(manifest)
     return manifest
+
+
+def _report_contradictions(manifest: Manifest) -> None:
+    labels = dict(zip(manifest.paths, manifest.labels))
+    if len(labels) == len(manifest):
+        return
+    wrong = [(path, label) for path, label in zip(manifest.paths, manifest.labels) if labels[path] != label]
+    if wrong:
+        path, label = wrong[0]
+        logger.warning(
+            "%s gives %d paths more than one label, such as %s, which has %d and %d",
+            manifest.source,
+            len({path for path, _ in wrong}),
+            path,
+            label,
+            labels[path],
+        )
 
 
 def _plural(kind: str) -> str:

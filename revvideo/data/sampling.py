@@ -211,9 +211,9 @@ def random_resized_crop_box(
             return y, int(generator.integers(0, width - w + 1)), h, w
     w, h = width, height
     if width / height < min(aspect_range):
-        h = min(height, round(width / min(aspect_range)))
+        h = max(1, min(height, round(width / min(aspect_range))))
     elif width / height > max(aspect_range):
-        w = min(width, round(height * max(aspect_range)))
+        w = max(1, min(width, round(height * max(aspect_range))))
     return (height - h) // 2, (width - w) // 2, h, w
 
 

@@ -43,6 +43,13 @@ def resize_short_side(clip: torch.Tensor, size: int) -> torch.Tensor:
     return resize(clip, *sampling.short_side_size(clip.shape[-2], clip.shape[-1], size))
 
 
+def check_box_ranges(relative_scales: Sequence[float], relative_aspects: Sequence[float]) -> None:
+    """Raises InputError unless both are the [smallest, largest] that a random resized crop can be drawn from."""
+    for key, values in (("SCALES", relative_scales), ("ASPECT", relative_aspects)):
+        if len(values) != 2 or not 0 < values[0] <= values[1]:
+            raise InputError(f"DATA.TRAIN_JITTER_{key}_RELATIVE is {values}; expected [smallest, largest] > 0")
+
+
 @dataclass(frozen=True)
 class TrainTransform:
     """Random crop, flip and augmentation of one training clip.
@@ -74,15 +81,10 @@ class TrainTransform:
 
     def __post_init__(self):
         if self.relative_scales:
-            if len(self.relative_scales) != 2 or not 0 < self.relative_scales[0] <= self.relative_scales[1]:
-                raise InputError(
-                    f"DATA.TRAIN_JITTER_SCALES_RELATIVE is {self.relative_scales}; expected [smallest, largest] > 0"
-                )
-            if len(self.relative_aspects) != 2 or not 0 < self.relative_aspects[0] <= self.relative_aspects[1]:
-                raise InputError(
-                    f"DATA.TRAIN_JITTER_ASPECT_RELATIVE is {self.relative_aspects}; expected [smallest, largest] > 0"
-                )
-        elif self.short_side_range[0] < self.crop_size or self.short_side_range[1] < self.short_side_range[0]:
+            check_box_ranges(self.relative_scales, self.relative_aspects)
+        elif len(self.short_side_range) != 2 or not (
+            self.crop_size <= self.short_side_range[0] <= self.short_side_range[1]
+        ):
             raise InputError(
                 f"DATA.TRAIN_JITTER_SCALES is {self.short_side_range}; expected [smallest, largest] with "
                 f"DATA.TRAIN_CROP_SIZE = {self.crop_size} <= smallest <= largest"

@@ -122,12 +122,16 @@ class VideoReader(ABC):
 
         Raises:
             IndexError: an index outside the video, or no index at all (a mistake of the caller).
+            TypeError: indices that are no whole numbers (likewise).
             ValueError: a size below one pixel, or a closed reader (likewise).
             VideoError: nothing could be decoded, or, with `strict`, not everything without damage.
         """
-        wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
+        wanted = np.asarray(indices).reshape(-1)
         if wanted.size == 0:
             raise IndexError(f"no frame index given for {self.path}")
+        if wanted.dtype.kind not in "iu":  # a mask, or times, would be read as indices
+            raise TypeError(f"frame indices of type {wanted.dtype} asked of {self.path}; expected whole numbers")
+        wanted = wanted.astype(np.int64)
         if wanted.min() < 0 or wanted.max() >= self.num_frames:
             raise IndexError(
                 f"frame indices {wanted.min()}..{wanted.max()} asked of {self.path}, which has {self.num_frames} frames"

@@ -1,6 +1,5 @@
 """From class names to class numbers: sorted names, or a class file."""
 
-import csv
 import difflib
 import json
 import logging
@@ -8,11 +7,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from revvideo.data.lists.text_files import is_comment, read_json, read_lines
+from revvideo.data.lists.text_files import csv_rows, is_comment, read_json, read_lines, shortened
 from revvideo.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+_KEY = "LOADER.CLASS_FILE names the file of the classes"
 _NUMBER_COLUMNS = {"id", "label", "number", "index", "class_id", "label_id"}
 _NAME_COLUMNS = {"name", "class", "class_name", "label_name"}
 
@@ -55,7 +55,7 @@ class ClassNumbers:
             near = difflib.get_close_matches(plain_name(name), list(self._numbers), n=1, cutoff=0.0)
             hint = f"; the nearest is {self.names[self._numbers[near[0]]]!r}" if near else ""
             raise InputError(
-                f"{where}: the class {name!r} is not among the {len(self.names)} of {self.source}{hint}. "
+                f"{where}: the class {shortened(name)!r} is not among the {len(self.names)} of {self.source}{hint}. "
                 "LOADER.CLASS_FILE names the file of the classes"
             )
         return number
@@ -104,7 +104,7 @@ def read_class_file(path: str) -> tuple[str, ...]:
     Raises:
         InputError: not readable, empty, a number twice, or numbers that are not 0, 1, 2, ...
     """
-    lines = [line.strip() for line in read_lines(path) if line.strip() and not is_comment(line)]
+    lines = [line.strip() for line in read_lines(path, _KEY) if line.strip() and not is_comment(line)]
     if not lines or lines == ["[]"]:
         raise InputError(f"the class file {path} is empty; expected one class name a line (LOADER.CLASS_FILE)")
     if lines[0][0] in "[{":
@@ -124,7 +124,7 @@ def read_class_file(path: str) -> tuple[str, ...]:
 
 
 def _json_pairs(path: str) -> list[tuple[int, str]]:
-    content = read_json(path, "LOADER.CLASS_FILE")
+    content = read_json(path, _KEY)
     expected = "expected {name: number}, {number: name} or [name, ...] (LOADER.CLASS_FILE)"
     if isinstance(content, list):
         if not all(isinstance(name, str) for name in content):
@@ -142,7 +142,7 @@ def _json_pairs(path: str) -> list[tuple[int, str]]:
 
 def _table_pairs(path: str, lines: list[str]) -> list[tuple[int, str]]:
     """Pairs of a csv 'id,name'; none where the file is no such table."""
-    rows = [[column.strip() for column in row] for row in csv.reader(lines, skipinitialspace=True)]
+    rows = [[column.strip() for column in row] for _, row in csv_rows(lines, f"the class file {path}")]
     header = [column.lower() for column in rows[0]]
     numbers = [i for i, column in enumerate(header) if column in _NUMBER_COLUMNS]
     names = [i for i, column in enumerate(header) if column in _NAME_COLUMNS]
@@ -155,8 +155,8 @@ def _table_pairs(path: str, lines: list[str]) -> list[tuple[int, str]]:
     for line, row in enumerate(rows, start=1):
         if len(row) <= max(number_column, name_column) or not _is_number(row[number_column]):
             raise InputError(
-                f"the class file {path}, row {line}: {row!r}; expected a class number and a name, separated by a comma "
-                "(LOADER.CLASS_FILE)"
+                f"the class file {path}, row {line}: {shortened(str(row))}; expected a class number and a name, "
+                "separated by a comma (LOADER.CLASS_FILE)"
             )
     return [(int(row[number_column]), row[name_column]) for row in rows]
 
@@ -164,4 +164,6 @@ def _table_pairs(path: str, lines: list[str]) -> list[tuple[int, str]]:
 def _is_number(value: object) -> bool:
     if isinstance(value, bool):
         return False
-    return isinstance(value, int) or (isinstance(value, str) and re.fullmatch(r"\d+", value) is not None)
+    if isinstance(value, int):
+        return value >= 0
+    return isinstance(value, str) and re.fullmatch(r"\d{1,18}", value) is not None

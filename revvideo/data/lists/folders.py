@@ -64,8 +64,9 @@ def look_into(folder: str) -> Content:
                     (folders if entry.is_dir() else files).append(entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return Content()
-    except OSError as error:
-        raise InputError(f"cannot look into the folder {folder}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot look into the folder {folder!r}: {reason}") from error
     return Content(*(tuple(sorted(name for name in names if name[0] != ".")) for names in (folders, files)))
 
 

@@ -5,7 +5,6 @@ ActivityNet's crawler name it, in a flat folder or in class folders. CVDF's `rep
 corrupt training files) comes before every other one. Class numbers: the sorted names of the training list.
 """
 
-import csv
 import logging
 import os
 import re
@@ -13,7 +12,7 @@ import re
 from revvideo.data.lists.class_names import number_classes, plain_name
 from revvideo.data.lists.folders import VideoIndex, look_into
 from revvideo.data.lists.request import SPLIT_NAMES, Found, Manifest, Request
-from revvideo.data.lists.text_files import first_lines, read_lines
+from revvideo.data.lists.text_files import csv_rows, first_lines, read_lines, shortened
 from revvideo.errors import InputError
 from revvideo.paths import path_manager
 
@@ -98,15 +97,20 @@ def _only(lists: dict[str, list[str]], split: str, request: Request) -> str:
 
 def _rows(source: str) -> list[tuple[str, str, int]]:
     """(label, name of the file without suffix, line) of each clip."""
-    reader = csv.reader(line for line in read_lines(source))
     header: list[str] = []
     rows = []
-    for columns in reader:
+    for line, columns in csv_rows(read_lines(source), source):
         columns = [column.strip() for column in columns]
         if not any(columns):
             continue
         if not header:
             header = [column.lower() for column in columns]
+            lacking = [column for column in _HEADER if column not in header]
+            if lacking:
+                raise InputError(
+                    f"{source}, line {line}: the header {shortened(','.join(columns))!r} has no column {lacking[0]!r}; "
+                    "expected label,youtube_id,time_start,time_end,split, separated by commas"
+                )
             label_column = header.index("label") if "label" in header else None
             where = [header.index(column) for column in _HEADER]
             continue
@@ -114,12 +118,12 @@ def _rows(source: str) -> list[tuple[str, str, int]]:
             video, start, end = (columns[i] for i in where)
             name = f"{video}_{int(float(start)):06d}_{int(float(end)):06d}"
             label = "" if label_column is None else columns[label_column]
-        except (IndexError, ValueError) as error:
+        except (IndexError, ValueError, OverflowError) as error:
             raise InputError(
-                f"{source}, line {reader.line_num}: {','.join(columns)!r}; expected {','.join(header)} with times in "
+                f"{source}, line {line}: {shortened(','.join(columns))!r}; expected {','.join(header)} with times in "
                 "seconds"
             ) from error
-        rows.append((label.strip('"'), name, reader.line_num))
+        rows.append((label.strip('"'), name, line))
     if not rows:
         raise InputError(f"the list {source} has no clips (DATA.PATH_TO_DATA_DIR)")
     unlabelled = [row for row in rows if not row[0]]

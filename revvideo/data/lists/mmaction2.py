@@ -12,7 +12,7 @@ import re
 from revvideo.data.lists.folders import is_absolute, look_into
 from revvideo.data.lists.pyslowfast import check_labels, name_classes
 from revvideo.data.lists.request import SPLIT_NAMES, Found, Manifest, Request
-from revvideo.data.lists.text_files import first_lines, is_comment, read_lines
+from revvideo.data.lists.text_files import first_lines, is_comment, read_lines, shortened
 from revvideo.errors import InputError
 from revvideo.paths import path_manager
 
@@ -82,10 +82,12 @@ def _expected(kind: str) -> str:
 def _parse_line(line: str, source: str, number: int, kind: str) -> tuple[str, int]:
     columns = line.rsplit(None, 1 if kind == "videos" else 2)
     numbers = columns[1:]
-    if len(columns) != (2 if kind == "videos" else 3) or not all(re.fullmatch(r"-?\d+", text) for text in numbers):
-        raise InputError(f"{source}, line {number}: {line!r}; expected {_expected(kind)} (LOADER.LIST_FORMAT)")
+    if len(columns) != (2 if kind == "videos" else 3) or not all(re.fullmatch(r"-?\d{1,18}", text) for text in numbers):
+        raise InputError(
+            f"{source}, line {number}: {shortened(line)!r}; expected {_expected(kind)} (LOADER.LIST_FORMAT)"
+        )
     if kind == "rawframes" and int(numbers[0]) < 1:
-        raise InputError(f"{source}, line {number}: {line!r} has {numbers[0]} frames; expected 1 or more")
+        raise InputError(f"{source}, line {number}: {shortened(line)!r} has {numbers[0]} frames; expected 1 or more")
     return columns[0].strip(), int(numbers[-1])
 
 

@@ -8,6 +8,7 @@ Blank lines, and lines that start with '# ', are skipped. A line with a double q
 quoted path may hold the separator. The paths may be frame folders or pictures instead of videos.
 """
 
+import contextlib
 import csv
 import logging
 import os
@@ -17,7 +18,7 @@ from dataclasses import replace
 from revvideo.data.lists.class_names import ClassNumbers, read_class_file
 from revvideo.data.lists.folders import is_absolute, is_picture, is_video
 from revvideo.data.lists.request import SPLIT_NAMES, Found, Manifest, Request
-from revvideo.data.lists.text_files import first_lines, is_comment, read_lines
+from revvideo.data.lists.text_files import first_lines, is_comment, read_lines, shortened
 from revvideo.errors import InputError
 from revvideo.paths import path_manager
 
@@ -105,8 +106,8 @@ def _parse(lines: list[str], path: str, separator: str, prefix: str, num_classes
     if labelled and len(labelled) < len(rows):
         number, name, _ = next(row for row in rows if row[2] is None)
         raise InputError(
-            f"{path}, line {number}: {name!r} has no label, but other lines have one; expected 'path{separator}label' "
-            f"(DATA.PATH_LABEL_SEPARATOR is {separator!r})"
+            f"{path}, line {number}: {shortened(name)!r} has no label, but other lines have one; expected "
+            f"'path{separator}label' (DATA.PATH_LABEL_SEPARATOR is {separator!r})"
         )
     if not labelled:
         logger.info("%s has one column: all its labels are 0", path)
@@ -119,7 +120,7 @@ def _parse(lines: list[str], path: str, separator: str, prefix: str, num_classes
 def _parse_line(line: str, source: str, number: int, separator: str) -> tuple[str, int | None]:
     """(path, label); the label is None where the line has one column only."""
     columns = _columns(line, separator)
-    where = f"{source}, line {number}: {line!r}"
+    where = f"{source}, line {number}: {shortened(line)!r}"
     if len(columns) == 1:
         other = re.search(r"([,;|\t ]+)-?\d+\s*$", line)
         if other:
@@ -135,10 +136,10 @@ def _parse_line(line: str, source: str, number: int, separator: str) -> tuple[st
             f"separator {separator!r}: choose another one (DATA.PATH_LABEL_SEPARATOR)"
         )
     name, label = columns[0].strip(), columns[-1].strip()
-    if not re.fullmatch(r"[+-]?\d+", label):
+    if not re.fullmatch(r"[+-]?\d{1,18}", label):
         raise InputError(
-            f"{where}: {label!r} is no integer label; expected 'path{separator}label' with a class number from 0 "
-            f"(DATA.PATH_LABEL_SEPARATOR is {separator!r}; a path must not contain it), and no header line"
+            f"{where}: {shortened(label)!r} is no integer label; expected 'path{separator}label' with a class number "
+            f"from 0 (DATA.PATH_LABEL_SEPARATOR is {separator!r}; a path must not contain it), and no header line"
         )
     if not name:
         raise InputError(
@@ -160,7 +161,10 @@ def _kind(paths: tuple[str, ...]) -> str:
 def _columns(line: str, separator: str) -> list[str]:
     line = line.rstrip("\r\n")
     if '"' in line and len(separator) == 1:
-        return next(csv.reader([line.strip()], delimiter=separator))
+        # A column that is longer than csv takes: what a lone quote makes of a very long line. It has no columns then.
+        with contextlib.suppress(csv.Error):
+            return next(csv.reader([line.strip()], delimiter=separator))
+        return [line]
     if separator == " ":
         return [column for column in line.split(" ") if column] or [""]  # blanks at the ends or in a row
     return line.split(separator)
@@ -215,7 +219,7 @@ def check_labels(rows: list[_Row], source: str, num_classes: int | None) -> None
         if label is not None and (label < 0 or (num_classes is not None and label >= num_classes)):
             expected = f"0..{num_classes - 1} (MODEL.NUM_CLASSES is {num_classes})" if num_classes else "0 or more"
             raise InputError(
-                f"{source}, line {number}: {name!r} has the label {label}; expected {expected}. "
+                f"{source}, line {number}: {shortened(name)!r} has the label {label}; expected {expected}. "
                 f"The largest label in this list is {largest}"
             )
 

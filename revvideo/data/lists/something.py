@@ -9,12 +9,14 @@ The test split is the validation split, as in PySlowFast: the official test set 
 import logging
 import os
 import re
+from functools import partial
+from typing import TextIO
 
 from revvideo.data.lists.class_names import number_classes, plain_name
 from revvideo.data.lists.folders import is_video, look_into
 from revvideo.data.lists.pyslowfast import resolve_paths
 from revvideo.data.lists.request import SPLIT_NAMES, Found, Manifest, Request
-from revvideo.data.lists.text_files import first_lines, read_json
+from revvideo.data.lists.text_files import first_lines, read_json, read_text, shortened
 from revvideo.errors import InputError
 from revvideo.paths import path_manager
 
@@ -113,25 +115,29 @@ def _is_frame_list(path: str) -> bool:
 
 def _frame_list_paths(path: str, ids: list[str], request: Request) -> tuple[str, ...]:
     """The folder of the first frame of each video in PySlowFast's list, which has a line a frame (tens of millions)."""
-    folders: dict[str, str] = {}
-    last = "\0"
-    with path_manager.open(path, "r", encoding="utf-8-sig") as file:
-        next(file)
-        for number, line in enumerate(file, start=2):
-            if line.startswith(last) or not line.strip():
-                continue
-            columns = line.split()
-            if len(columns) < 4:
-                raise InputError(
-                    f"{path}, line {number}: {line.strip()!r}; expected 'original_vido_id video_id frame_id path "
-                    "labels'"
-                )
-            last = f"{columns[0]} "
-            folders.setdefault(columns[0], os.path.dirname(columns[3]))
+    folders: dict[str, str] = read_text(path, partial(_first_frame_folders, path))
     unknown = [video for video in ids if video not in folders]
     if unknown:
         logger.warning("%s lacks %d of %d videos, the first is %s", path, len(unknown), len(ids), unknown[0])
     return resolve_paths([folders.get(video, video) for video in ids], request.video_folder or request.prefix, path)
+
+
+def _first_frame_folders(path: str, file: TextIO) -> dict[str, str]:
+    folders: dict[str, str] = {}
+    last = "\0"
+    next(file)
+    for number, line in enumerate(file, start=2):
+        if line.startswith(last) or not line.strip():
+            continue
+        columns = line.split()
+        if len(columns) < 4:
+            raise InputError(
+                f"{path}, line {number}: {shortened(line.strip())!r}; expected 'original_vido_id video_id frame_id "
+                "path labels'"
+            )
+        last = f"{columns[0]} "
+        folders.setdefault(columns[0], os.path.dirname(columns[3]))
+    return folders
 
 
 def _media_paths(ids: list[str], source: str, request: Request) -> tuple[tuple[str, ...], str]:

@@ -65,8 +65,9 @@ def find(request: Request) -> list[Found]:
     """The formats of which the class folders hold something; several where they are mixed."""
     root = tree_root(request)
     folders = split_folders(root)
-    above_classes = folders.get(request.split) or folders.get("train") or next(iter(folders.values()), root)
-    kinds = _kinds(above_classes)
+    # Of the split that is asked for, or of another one: `read` then says what is wrong with this one.
+    tried = [folders[split] for split in (request.split, "train", *folders) if split in folders] or [root]
+    kinds = next(filter(None, map(_kinds, tried)), {})
     return [Found(format, kinds[kind]) for format, kind in FORMATS.items() if kind in kinds]
 
 

@@ -17,7 +17,7 @@ from revvideo.data.lists.pyslowfast import OWN_CLASS_FILE, SEPARATORS, SPLIT_REC
 from revvideo.data.lists.pyslowfast import read as read_list
 from revvideo.data.lists.request import SPLIT_NAMES, Manifest, Request
 from revvideo.data.lists.text_files import read_json, write_lines
-from revvideo.data.lists.trees import Tree, tree_manifest
+from revvideo.data.lists.trees import FORMATS, Tree, tree_manifest
 from revvideo.errors import InputError
 from revvideo.paths import path_manager
 
@@ -173,4 +173,7 @@ def read_lists(request: Request) -> Manifest:
             asked,
             SPLIT_RECORD,
         )
-    return replace(manifest, kind=record.get("kind", "video"))
+    kind = record.get("kind", "video")
+    if kind not in FORMATS.values():
+        raise InputError(f"{request.root}/{SPLIT_RECORD} has the kind {kind!r}; expected {', '.join(FORMATS.values())}")
+    return replace(manifest, kind=kind)

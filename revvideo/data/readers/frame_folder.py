@@ -9,17 +9,19 @@ import os
 import re
 import stat
 import struct
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from revvideo.data.readers.packet_index import MAX_PACKETS
 from revvideo.data.video_reader import MAX_PIXELS, VideoError, VideoReader
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from revvideo.data.readers.index_cache import IndexCache
 
 FPS = 30.0
@@ -29,17 +31,7 @@ _FLOW = ("flow_x", "flow_y")
 _ORIENTATION = 0x0112  # EXIF; 5 to 8 turn the picture by a quarter
 
 # What PIL lets through for a file that is no picture, or half of one.
-_PICTURE_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    LookupError,
-    ArithmeticError,
-    MemoryError,
-    struct.error,
-    Image.DecompressionBombError,
-)
+_PICTURE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, LookupError, ArithmeticError, MemoryError, struct.error)
 
 
 class FrameFolderReader(VideoReader):
@@ -139,11 +131,13 @@ class FrameFolderReader(VideoReader):
 
     def _good_near(self, index: int, size: tuple[int, int] | None) -> tuple[np.ndarray, int]:
         """The picture and its index; without `strict` perhaps the nearest earlier good one's, else a later one's."""
+        from PIL import Image
+
         problem = ""
         for candidate in itertools.chain(range(index, -1, -1), range(index + 1, self.num_frames)):
             try:
                 return self._load(self._names[candidate], size), candidate
-            except _PICTURE_ERRORS as error:
+            except (*_PICTURE_ERRORS, Image.DecompressionBombError) as error:
                 if not problem:
                     problem = f"{self._names[index]}: {getattr(error, 'strerror', None) or error}"
                     self._complain(problem)
@@ -151,10 +145,13 @@ class FrameFolderReader(VideoReader):
 
     def _load(self, name: str, size: tuple[int, int] | None) -> np.ndarray:
         """uint8 (H, W, 3) of a picture, turned as its EXIF data say, scaled to `size` or to the first picture's."""
+        from PIL import Image, ImageOps
+
         path = Path(self.local_path, name)
         if not stat.S_ISREG(path.stat().st_mode):
             raise ValueError("not a regular file")
-        with Image.open(path, formats=sorted(set(SUFFIXES.values()))) as image:
+        with warnings.catch_warnings(), Image.open(path, formats=sorted(set(SUFFIXES.values()))) as image:
+            warnings.simplefilter("ignore")  # of EXIF oddities and transparent palettes, once for every picture
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}x{image.height}: at most {MAX_PIXELS} pixels are accepted")
             own = image.size[::-1]
@@ -167,10 +164,19 @@ class FrameFolderReader(VideoReader):
             height, width = size or self._size
             if height < own[0] and width < own[1]:  # JPEG decodes to 1/2, 1/4 or 1/8 at a fraction of the cost
                 image.draft("RGB", (height, width) if turned else (width, height))
-            picture = ImageOps.exif_transpose(image).convert("RGB")
+            picture = _as_rgb(ImageOps.exif_transpose(image))
             if picture.size != (width, height):
                 picture = picture.resize((width, height), Image.Resampling.BILINEAR)
             return np.asarray(picture)
+
+
+def _as_rgb(picture: "Image.Image") -> "Image.Image":
+    """8 bits a channel. PIL would cut 16-bit grey off at 255, so nearly all of it would be white."""
+    from PIL import Image
+
+    if picture.mode.startswith("I"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    return picture.convert("RGB")
 
 
 def natural_order(name: str) -> tuple:
