@@ -5,5 +5,9 @@ class InputError(ValueError):
     """Wrong input by the user: one readable message, exit code 2, no traceback."""
 
 
+class WorkerFailed(RuntimeError):
+    """A worker process of a loader is silent or dead; the message names what it was reading: exit code 1."""
+
+
 class CheckFailed(RuntimeError):
     """A check that the user asked for did not hold: exit code 3."""

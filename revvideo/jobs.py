@@ -203,8 +203,9 @@ def check_test(cfg: CfgNode) -> None:
     Raises:
         InputError: the list, the views or the checkpoint that TEST names cannot be used.
     """
+    manifest = build.build_manifest(cfg, "test", folder=Path(cfg.OUTPUT_DIR))
     for num_views in build.temporal_views(cfg):
-        build.build_test_loader(cfg, num_views, folder=Path(cfg.OUTPUT_DIR))
+        build.build_test_loader(cfg, num_views, manifest=manifest)
     path = cfg.TEST.CHECKPOINT_FILE_PATH
     if path and not path_manager.isfile(path):
         raise InputError(f"TEST.CHECKPOINT_FILE_PATH is {path!r}, but there is no such file")
@@ -218,9 +219,10 @@ def test(cfg: CfgNode, events: EventLog) -> dict:
     """
     model, checkpoint = load_tested_model(cfg)
     views = build.temporal_views(cfg)
+    manifest = build.build_manifest(cfg, "test", folder=Path(cfg.OUTPUT_DIR))
     for num_views in views:
         began = time.perf_counter()
-        loader = build.build_test_loader(cfg, num_views, folder=Path(cfg.OUTPUT_DIR))
+        loader = build.build_test_loader(cfg, num_views, manifest=manifest)
         scores = _evaluate(cfg, model, loader, num_views, f"test, {num_views} views")
         results = scores.summary(len(loader.dataset)) | {
             "num_views": num_views,

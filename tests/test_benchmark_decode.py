@@ -412,6 +412,7 @@ def test_the_printed_command_says_the_same_again(words):
         ("--source /nowhere/a.mp4", "--source /nowhere/a.mp4 is not a file"),
         ("--backends decrod", "unknown backend 'decrod'"),
         ("--json /nowhere/x.json", "--json /nowhere/x.json cannot be written"),
+        ("--keep /dev/null", "--keep /dev/null cannot be made a folder: File exists"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_measured(words, message, capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """Keys of DATA, AUG, LOADER and EVAL reach the data sets, the loaders and the input of the model."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ from PIL import Image
 from videos import numbered_frames
 
 from revvideo.build import build_eval_input, build_test_loader, build_train_input, build_train_loader, build_val_loader
-from revvideo.config import load_config
+from revvideo.config import config_notes, load_config
 from revvideo.config.batch import batch_plan
+from revvideo.errors import InputError
+from revvideo.jobs import check_test
 
 CPU = torch.device("cpu")
 AUGMENTED = {"AUG.ENABLE": True, "AUG.AA_TYPE": "rand-m7-n4-mstd0.5-inc1", "AUG.RE_PROB": 1.0}
@@ -114,3 +117,63 @@ def test_folders_of_pictures_are_read_as_segments_of_videos(tmp_path):
     assert [item["label"] for item in items] == [0, 1]
     for item in items:
         assert torch.equal(*item["video"])  # all views are the same segments
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"RNG_SEED": 2**32}, r"RNG_SEED is 4294967296; expected a number 0 to 4294967295"),
+        ({"LOADER.INDEX_CACHE": "Memory"}, r"INDEX_CACHE is 'Memory'; expected memory, an empty string.*\./Memory"),
+        ({"LOADER.INDEX_CACHE": "/dev/null/cache"}, r"INDEX_CACHE is '/dev/null/cache'; expected a folder.*Not a dir"),
+        (
+            {"DATA.INPUT_CHANNEL_NUM": [1], "DATA.MEAN": [0.5], "DATA.STD": [0.5]},
+            r"INPUT_CHANNEL_NUM is \[1\]; expected \[3\]",
+        ),
+    ],
+)
+def test_what_the_data_cannot_be_is_refused(data, keys, message):
+    with pytest.raises(InputError, match=message):
+        train_loader_of(data, keys)
+
+
+def test_missing_test_videos_are_told_once_for_all_numbers_of_views(data, tmp_path, caplog):
+    root = tmp_path / "data"
+    shutil.copytree(data, root)
+    (root / "test0.mp4").unlink()
+    cfg = config(root, {"TEST.NUM_TEMPORAL_CLIPS": [1, 2, 3], "OUTPUT_DIR": tmp_path})
+    check_test(cfg)
+    assert sum("are missing, the first is" in record.message for record in caplog.records) == 1
+
+
+def test_keys_that_do_nothing_are_named(data):
+    def without_effect(*layers):
+        notes = config_notes(config(data, *layers))
+        return [note for note in notes if note.startswith("without effect")]
+
+    assert without_effect() == []
+    keys = {
+        "LOADER.PREFETCH": 3,
+        "LOADER.START_METHOD": "spawn",
+        "LOADER.AUGMENT_ORDER": "pyslowfast",
+        "LOADER.CLIP_SPAN": "exact",
+    }
+    workers, order = without_effect(keys)
+    assert workers.startswith("without effect: LOADER.PREFETCH, LOADER.START_METHOD (DATA_LOADER.NUM_WORKERS is 0")
+    assert order == "without effect: LOADER.AUGMENT_ORDER (AUG asks for no RandAugment)"
+    assert without_effect(keys, AUGMENTED, {"DATA_LOADER.NUM_WORKERS": 1}) == []
+    segments = {
+        "TRAIN.DATASET": "SSv2",
+        "TEST.DATASET": "ptvssv2",
+        "EVAL.VIEWS": "to_end",
+        "DATA.TRAIN_JITTER_FPS": 2.0,
+    }
+    names = " ".join(without_effect(keys, segments))
+    for key in ("LOADER.CLIP_SPAN", "EVAL.VIEWS", "DATA.TRAIN_JITTER_FPS"):
+        assert key in names
+    pictures = {"TRAIN.DATASET": "imagenet", "TEST.DATASET": "imagenet", "LOADER.INDEX_CACHE": ""}
+    assert "LOADER.INDEX_CACHE" in " ".join(without_effect(pictures))
+    other = {"DATA.DECODING_BACKEND": "torchcodec", "LOADER.INDEX_CACHE": ""}
+    assert without_effect(other) == [
+        "without effect: LOADER.INDEX_CACHE (DATA.DECODING_BACKEND is torchcodec: only pyav scans packets)"
+    ]
+    assert "MAX_BAD_FRACTION" in " ".join(without_effect({"TRAIN.ENABLE": False, "LOADER.MAX_BAD_FRACTION": 0.5}))

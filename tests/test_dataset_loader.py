@@ -338,6 +338,26 @@ def test_one_frame_videos_serve_training_and_evaluation(tmp_path):
     assert (views[0] == views[3]).all()
 
 
+def test_many_large_frames_are_read_in_parts(manifest, monkeypatch):
+    """LOADER.DECODE_SIZE native: all views of a long UHD video at once would take gigabytes."""
+    from revvideo.data import dataset as module
+
+    dataset = EvalClips(manifest, CLIP, EvalTransform(32, 40), num_views=3, num_crops=3)
+    whole = dataset[6]["video"]
+    monkeypatch.setattr(module, "MAX_READ_BYTES", 5 * 3 * 64 * 96)
+    _, sizes = calls(monkeypatch)
+    assert torch.equal(dataset[6]["video"], whole)
+    assert len(sizes) == 2  # 10 different frames, 5 at a time
+
+
+def test_strips_are_unreadable(tmp_path):
+    """Their short side would be scaled up to that of a video, and the long one with it."""
+    strips = Manifest((write_video(tmp_path / "strip.mp4", 5, size=(16, 528)),), (0,), "list")
+    assert "strip of 528x16" in EvalClips(strips, CLIP, EvalTransform(32, 40))[0]["error"]
+    with pytest.raises(InputError, match="strip of 528x16"):
+        train_clips(strips)[0, 0]
+
+
 def test_wrong_view_settings(manifest):
     with pytest.raises(InputError, match="NUM_SPATIAL_CROPS"):
         EvalClips(manifest, CLIP, EvalTransform(32, 40), num_crops=2)

@@ -16,6 +16,7 @@ from revvideo.data import image_dataset as module
 from revvideo.data.image_dataset import EvalImages, TrainImages, open_picture
 from revvideo.data.loader import eval_loader, train_loader
 from revvideo.data.manifest import Manifest
+from revvideo.data.transforms import EvalTransform, as_clip
 from revvideo.data.video_reader import VideoError
 from revvideo.errors import InputError
 
@@ -124,6 +125,7 @@ def test_files_that_are_no_pictures(tmp_path, monkeypatch):
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("no picture")
     Image.new("RGB", (40, 30)).save(tmp_path / "large.png")
+    Image.new("RGB", (99, 3)).save(tmp_path / "strip.png")
     monkeypatch.setattr(module, "MAX_PIXELS", 1000)
     for name, reason in (
         ("empty.jpg", "empty"),
@@ -131,6 +133,7 @@ def test_files_that_are_no_pictures(tmp_path, monkeypatch):
         ("none.jpg", "No such file"),
         ("", "not a regular file"),
         ("large.png", "40x30 pixels; at most 1000"),
+        ("strip.png", "a strip of 99x3 pixels"),
     ):
         with pytest.raises(VideoError, match=reason):
             open_picture(str(tmp_path / name))
@@ -156,6 +159,22 @@ def test_batches_of_a_config(data, tmp_path):
     items = list(build_val_loader(cfg))
     assert [item["label"] for item in items] == [0] * 4 + [1] * 4 + [2] * 4
     assert items[0]["video"].shape == (1, 1, 3, SIZE, SIZE)
+
+
+def test_pictures_without_augmentation_are_evaluated_as_clips(data, tmp_path):
+    """PySlowFast's ResNet path: the short side to DATA.TRAIN_CROP_SIZE, without antialiasing, then the centre."""
+    # Of a model whose two crops may differ; only the size of the frames is read from it.
+    off = {"AUG.ENABLE": False, "DATA.TRAIN_CROP_SIZE": 40, "MODEL.MODEL_NAME": "PTVResNet"}
+    cfg = load_config("ImageNet/REV_VIT_S", words(data, tmp_path, off))
+    item = next(iter(build_val_loader(cfg)))
+    picture = np.array(open_picture(sorted(map(str, (data / "val").glob("*/*")))[0]))
+    expected = EvalTransform(SIZE, short_side=40)(as_clip(picture[None]))
+    assert torch.equal(item["video"][0], expected)
+    with_aug = load_config("ImageNet/REV_VIT_S", words(data, tmp_path, off, {"AUG.ENABLE": True}))
+    assert not torch.equal(next(iter(build_val_loader(with_aug)))["video"][0], expected)
+    larger = load_config("ImageNet/REV_VIT_S", words(data, tmp_path, off, {"DATA.TEST_CROP_SIZE": 48}))
+    with pytest.raises(InputError, match=r"TEST_CROP_SIZE is 48; expected at most DATA\.TRAIN_CROP_SIZE \(40\)"):
+        build_val_loader(larger)
 
 
 def test_an_image_model_trains_and_is_evaluated(data, tmp_path):

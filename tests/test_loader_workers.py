@@ -1,8 +1,11 @@
 """Worker processes: the same batches whatever their number and start; a silent or dead one is told with its path."""
 
 import functools
+import gc
 import json
+import multiprocessing
 import os
+import re
 import signal
 import time
 
@@ -17,8 +20,7 @@ from revvideo.data.manifest import Manifest
 from revvideo.data.rand_augment import RandAugment, parse_policy
 from revvideo.data.transforms import EvalTransform, TrainTransform
 from revvideo.data.video_reader import open_video
-from revvideo.data.worker_watch import WorkerFailed
-from revvideo.errors import InputError
+from revvideo.errors import InputError, WorkerFailed
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 CLIP = ClipSpec(num_frames=4, sampling_rate=2)
@@ -67,12 +69,54 @@ def wanted(manifest):
 
 @pytest.mark.parametrize(
     ("num_workers", "method"),
-    [(2, "fork"), (3, "fork"), (2, "spawn"), pytest.param(3, "spawn", marks=pytest.mark.slow)],
+    [(2, "fork"), (3, "fork"), *(pytest.param(n, "spawn", marks=pytest.mark.slow) for n in (2, 3))],
 )
 def test_batches_are_the_same_for_any_workers(manifest, wanted, num_workers, method):
     loader = loader_of(manifest, num_workers=num_workers, multiprocessing_context=method, timeout_seconds=120)
     for epoch in range(2):
         assert_same(batches(loader, epoch), wanted[epoch])
+
+
+def test_a_spawned_worker_gives_the_same_batches(manifest, wanted):
+    """One is enough to see that all of the data set and the loader can be pickled; it costs the start of a Python."""
+    loader = loader_of(manifest, num_workers=1, multiprocessing_context="spawn", timeout_seconds=120)
+    assert_same(batches(loader, 1), wanted[1])
+
+
+def test_an_iteration_ends_when_another_one_begins(manifest, wanted):
+    """With workers both would share one queue, and the first one would give the batches of the second."""
+    for num_workers in (0, 1):
+        loader = loader_of(manifest, num_workers=num_workers)
+        loader.set_epoch(0)
+        first = iter(loader)
+        next(first)
+        loader.set_epoch(1)
+        second = iter(loader)
+        assert_same([copied(next(second))], wanted[1][:1])
+        with pytest.raises(RuntimeError, match="another iteration over this loader has begun"):
+            next(first)
+        assert_same([copied(batch) for batch in second], wanted[1][1:])
+        loader.close()
+
+
+def test_leaving_iterations_leaks_neither_processes_nor_descriptors(manifest):
+    def descriptors():
+        return len(os.listdir("/proc/self/fd"))
+
+    gc.collect()  # loaders of other tests
+    before, counts = (len(multiprocessing.active_children()), descriptors()), []
+    loader = loader_of(manifest, num_workers=2, multiprocessing_context="fork")
+    for epoch in range(4):
+        loader.set_epoch(epoch)
+        for _ in loader:
+            break
+        counts.append(descriptors())
+    assert len(multiprocessing.active_children()) == before[0] + 2
+    assert max(counts[2:]) <= counts[1]
+    del loader, _
+    gc.collect()
+    assert len(multiprocessing.active_children()) <= before[0]
+    assert descriptors() <= before[1] + 1  # the memory that worker processes share has one of its own
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -135,6 +179,7 @@ def die():
 
 
 def hang():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as deaf as a process that waits for a dead file system
     time.sleep(600)
 
 
@@ -148,16 +193,21 @@ def test_a_hanging_read_ends_with_its_path(manifest, monkeypatch, kind):
     with monkeypatch.context() as patch:
         reading(patch, hang, "5.mp4")
         began = time.monotonic()
-        with pytest.raises(WorkerFailed, match=r"has been reading .*/5\.mp4 for 1\.\d s; LOADER\.TIMEOUT_SECONDS is 1"):
+        with pytest.raises(
+            WorkerFailed, match=r"has been reading .*/5\.mp4 for 1\.\d s; LOADER\.TIMEOUT_SECONDS is 1"
+        ) as caught:
             list(loader)
         assert time.monotonic() - began < 30
+        silent = int(re.search(r"process (\d+)", str(caught.value))[1])
+        assert silent not in [process.pid for process in multiprocessing.active_children()]
     assert len(list(loader)) == (NUM_VIDEOS // BATCH if kind == "train" else NUM_VIDEOS)  # by new workers
+    loader.close()
 
 
 def test_a_slow_batch_is_not_a_silent_worker(manifest, monkeypatch):
-    """Four videos of half a second each: longer than the limit, but none of them is."""
-    reading(monkeypatch, functools.partial(time.sleep, 0.5), ".mp4")
-    workers = {"num_workers": 1, "multiprocessing_context": "fork", "timeout_seconds": 1.5}
+    """Four videos of a quarter of a second each: longer than the limit, but none of them is."""
+    reading(monkeypatch, functools.partial(time.sleep, 0.25), ".mp4")
+    workers = {"num_workers": 1, "multiprocessing_context": "fork", "timeout_seconds": 0.8}
     loader = loader_of(manifest, batch_size=4, **workers)
     assert len(list(loader)) == 2
 
@@ -176,6 +226,9 @@ def test_a_killed_worker_is_told_with_its_path(manifest, monkeypatch):
         with pytest.raises(WorkerFailed, match=r"died while reading .*/3\.mp4, begun .*NUM_WORKERS"):
             list(loader)
     assert len(list(loader)) == NUM_VIDEOS // BATCH
+    loader.close()
+    assert len(list(loader)) == NUM_VIDEOS // BATCH
+    loader.close()
 
 
 def test_a_death_that_is_noticed_while_the_caller_works_is_told_with_its_path(manifest):

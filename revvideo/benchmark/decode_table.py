@@ -5,7 +5,7 @@ from pathlib import PurePath
 
 from revvideo.benchmark.decoders import OURS
 from revvideo.benchmark.machine import name_hardware
-from revvideo.benchmark.model_table import _align
+from revvideo.benchmark.model_table import align
 
 
 def format_decode_result(result: Mapping) -> str:
@@ -38,7 +38,7 @@ def _backends(result: Mapping) -> str:
         [backend["name"], backend["version"] or "-", backend["calls"] or f"not measured: {backend['missing']}"]
         for backend in result["backends"]
     ]
-    return _align(["backend", "version", "what is called"], rows)
+    return align(["backend", "version", "what is called"], rows)
 
 
 def _files(result: Mapping) -> str:
@@ -47,7 +47,7 @@ def _files(result: Mapping) -> str:
         facts = [file["group"], PurePath(file["path"]).name, f"{file['width']}x{file['height']}"]
         facts += [file["num_frames"], f"{file['fps']:.2f}", f"{file['mbit_per_s']:.2f}"]
         rows.append([*facts, "; ".join(filter(None, map(_finding, file["checks"]))) or "the same frames"])
-    return _align(["group", "file", "size", "frames", "fps", "Mbit/s", "against ours"], rows)
+    return align(["group", "file", "size", "frames", "fps", "Mbit/s", "against ours"], rows)
 
 
 def _finding(check: Mapping) -> str:
@@ -76,7 +76,7 @@ def _case(result: Mapping, case: str) -> str:
         cells += [f"{row['spread']:.0%}", f"{row['per_second']:.1f}"]
         names = ("ratio", "ratio_lowest", "ratio_highest")
         rows.append(cells + (["-"] * 3 if row["backend"] == OURS else [f"{row[name]:.2f}" for name in names]))
-    return f"{what}:\n{_align(heads, rows)}"
+    return f"{what}:\n{align(heads, rows)}"
 
 
 def _means(result: Mapping) -> str:
@@ -90,7 +90,7 @@ def _means(result: Mapping) -> str:
         ]
         for mean in result["means"]
     ]
-    return "geometric means:\n" + _align(["case", "backend", "x ours", "of medians", "over"], rows)
+    return "geometric means:\n" + align(["case", "backend", "x ours", "of medians", "over"], rows)
 
 
 def _prepared(result: Mapping) -> str:
@@ -100,4 +100,4 @@ def _prepared(result: Mapping) -> str:
         for row in result["prepared"]
     ]
     heads = ["case", "original", "re-encoded", "backend", "times as fast", "of medians", "lowest", "highest"]
-    return "re-encoded by `revvideo prepare_videos`:\n" + _align(heads, rows)
+    return "re-encoded by `revvideo prepare_videos`:\n" + align(heads, rows)

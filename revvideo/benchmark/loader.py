@@ -15,7 +15,7 @@ from fvcore.common.config import CfgNode
 
 from revvideo.benchmark.decode_table import header_lines
 from revvideo.benchmark.generated_video import Content, write_videos
-from revvideo.benchmark.model_table import _align
+from revvideo.benchmark.model_table import align
 from revvideo.config import batch_plan
 
 # Stage -> what is called for it: (module, name in it). The time of a call counts without the calls of other stages in
@@ -219,9 +219,9 @@ def format_loader_result(result: Mapping) -> str:
     ]
     parts = [
         "\n".join(lines),
-        _align(["stage", "place", "ms a clip", "share"], stages),
+        align(["stage", "place", "ms a clip", "share"], stages),
         f"CPU time of the loader: {1e3 * loader:.1f} ms a clip, {1 / loader:.1f} clips/s and core",
-        _align(["workers", "clips/s", "clips", "first batch s"], throughput),
+        align(["workers", "clips/s", "clips", "first batch s"], throughput),
     ]
     return "\n\n".join(parts)
 

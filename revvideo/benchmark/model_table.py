@@ -53,12 +53,12 @@ def _steps(result: Mapping) -> str:
             cells += [_number(row.get(name), ".3f") for name in names]
         cells += [_number(row["mfu"], ".1%")] if has_peak else []
         lines.append(cells)
-    return _align(heads, lines)
+    return align(heads, lines)
 
 
 def _growth_with_batch(result: Mapping) -> str:
     rows = [[*_names(r), f"{r['mib_per_clip']:.1f}", f"{r['mib_at_0']:.1f}"] for r in result["growth_with_batch"]]
-    return _align(["model", "mode", "precision", "MiB per clip", "MiB without"], rows)
+    return align(["model", "mode", "precision", "MiB per clip", "MiB without"], rows)
 
 
 def _depths(result: Mapping) -> str:
@@ -70,7 +70,7 @@ def _depths(result: Mapping) -> str:
     slopes = {tuple(_names(r)): f"{r['mib_per_block']:.2f}" for r in result["growth_with_depth"]}
     rows = [[*names, *(peaks.get(d, "-") for d in depths), slopes.get(names, "-")] for names, peaks in lines.items()]
     heads = ["model", "mode", "precision", *(f"depth {depth}" for depth in depths), "MiB per block"]
-    return f"peak MiB at batch {result['depths'][0]['batch_size']}\n{_align(heads, rows)}"
+    return f"peak MiB at batch {result['depths'][0]['batch_size']}\n{align(heads, rows)}"
 
 
 def _largest_batches(result: Mapping) -> str:
@@ -78,7 +78,7 @@ def _largest_batches(result: Mapping) -> str:
         [*_names(r), r["batch_size"], f"{r['total_bytes'] / 2**30:.2f}", r["too_large"] or "-", r["reason"]]
         for r in result["largest_batches"]
     ]
-    table = _align(["model", "mode", "precision", "largest batch", "GiB", "too large", "because"], rows)
+    table = align(["model", "mode", "precision", "largest batch", "GiB", "too large", "because"], rows)
     return f"largest batch: {result['conventions']['largest_batch']}\n{table}"
 
 
@@ -95,7 +95,7 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _align(heads: Sequence[str], rows: Iterable[Sequence]) -> str:
+def align(heads: Sequence[str], rows: Iterable[Sequence]) -> str:
     """Columns of text to the left, those of numbers to the right; a row may end early."""
     table = [list(map(str, heads)), *(list(map(str, row)) for row in rows)]
     widths = [max(len(row[i]) for row in table if i < len(row)) for i in range(len(heads))]

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from fvcore.common.config import CfgNode
 
 from revvideo.data.colour_jitter import ColourJitter
+from revvideo.data.image_dataset import PictureAsClip
 from revvideo.data.image_transforms import ImageEvalTransform, ImageTrainTransform, mean_colour
 from revvideo.data.rand_augment import RandAugment, parse_policy
 from revvideo.data.random_erasing import RandomErasing
-from revvideo.data.transforms import TrainTransform
+from revvideo.data.transforms import EvalTransform, TrainTransform
+from revvideo.errors import InputError
 
 _GREY = (128, 128, 128)  # what RandAugment fills clips with, as in PySlowFast
 
@@ -57,8 +59,21 @@ def image_train_transform(cfg: CfgNode) -> ImageTrainTransform:
     )
 
 
-def image_eval_transform(cfg: CfgNode) -> ImageEvalTransform:
-    """Resize and centre crop of pictures."""
+def image_eval_transform(cfg: CfgNode) -> ImageEvalTransform | PictureAsClip:
+    """Resize and centre crop of pictures: PIL's with AUG.ENABLE, else that of videos, as in PySlowFast.
+
+    Without AUG.ENABLE the short side becomes DATA.TRAIN_CROP_SIZE and DATA.IN_VAL_CROP_RATIO has no effect.
+
+    Raises:
+        InputError: DATA.TEST_CROP_SIZE does not fit.
+    """
+    if not cfg.AUG.ENABLE:
+        if cfg.DATA.TEST_CROP_SIZE > cfg.DATA.TRAIN_CROP_SIZE:
+            raise InputError(
+                f"DATA.TEST_CROP_SIZE is {cfg.DATA.TEST_CROP_SIZE}; expected at most DATA.TRAIN_CROP_SIZE "
+                f"({cfg.DATA.TRAIN_CROP_SIZE}), the short side of pictures without AUG.ENABLE"
+            )
+        return PictureAsClip(EvalTransform(cfg.DATA.TEST_CROP_SIZE, short_side=cfg.DATA.TRAIN_CROP_SIZE))
     return ImageEvalTransform(cfg.DATA.TEST_CROP_SIZE, crop_ratio=cfg.DATA.IN_VAL_CROP_RATIO)
 
 

@@ -1,6 +1,7 @@
 """Lists, data sets, loaders and model inputs of a config."""
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -64,6 +65,10 @@ def build_manifest(cfg: CfgNode, split: str, *, folder: Path | None = None) -> M
         raise ConfigError(
             f"DATA.PATH_TO_DATA_DIR is empty; set it to the folder that holds {split}.csv, one 'path label' a line, or "
             "the data set in another of the formats of docs/data.md"
+        )
+    if cfg.DATA.INPUT_CHANNEL_NUM[0] != 3:
+        raise ConfigError(
+            f"DATA.INPUT_CHANNEL_NUM is {cfg.DATA.INPUT_CHANNEL_NUM}; expected [3]: videos and pictures are read as RGB"
         )
     format = cfg.LOADER.LIST_FORMAT
     manifest = read_split(
@@ -133,15 +138,17 @@ def build_val_loader(cfg: CfgNode, *, folder: Path | None = None) -> ClipLoader:
     return eval_loader(clips, **_worker_options(cfg))
 
 
-def build_test_loader(cfg: CfgNode, num_views: int, *, folder: Path | None = None) -> ClipLoader:
+def build_test_loader(cfg: CfgNode, num_views: int, *, manifest: Manifest | None = None) -> ClipLoader:
     """All views of every video of the test set: `num_views` in time, TEST.NUM_SPATIAL_CROPS in space.
 
     Args:
         cfg: the config.
         num_views: temporal views; a picture has one.
-        folder: as in `build_manifest`.
+        manifest: what `build_manifest` gave for the split test; None reads it here.
     """
-    manifest, data, crops = build_manifest(cfg, "test", folder=folder), cfg.DATA, cfg.TEST.NUM_SPATIAL_CROPS
+    if manifest is None:
+        manifest = build_manifest(cfg, "test")
+    data, crops = cfg.DATA, cfg.TEST.NUM_SPATIAL_CROPS
     if manifest.kind == "image":
         if (num_views, crops) != (1, 1):
             raise ConfigError(
@@ -193,11 +200,29 @@ def _clip_spec(cfg: CfgNode, split: str) -> ClipSpec:
 def _reading_options(cfg: CfgNode, manifest: Manifest) -> dict:
     """Arguments of the data sets of clips on how videos are read."""
     cache = cfg.LOADER.INDEX_CACHE
+    if cache not in ("", "memory"):
+        _check_cache_folder(cache)
     return {
         "backend": "frames" if manifest.kind == "frames" else cfg.DATA.DECODING_BACKEND,
         "scale_large": cfg.LOADER.DECODE_SIZE == "auto",
         "index_cache": IndexCache(None if cache == "memory" else cache) if cache else None,
     }
+
+
+def _check_cache_folder(folder: str) -> None:
+    """A cache that cannot be written is none, and nobody would notice: refuse it before the first video."""
+    if Path(folder).name == folder:
+        raise ConfigError(
+            f"LOADER.INDEX_CACHE is {folder!r}; expected memory, an empty string for no cache, or a folder "
+            f"(./{folder} for one in the working folder)"
+        )
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        writable, reason = os.access(folder, os.W_OK | os.X_OK), "no permission to write into it"
+    except OSError as error:
+        writable, reason = False, error.strerror
+    if not writable:
+        raise ConfigError(f"LOADER.INDEX_CACHE is {folder!r}; expected a folder that can be written: {reason}")
 
 
 def _worker_options(cfg: CfgNode) -> dict:

@@ -7,27 +7,29 @@ import shlex
 import tempfile
 from pathlib import Path
 
+from revvideo.cli.argument_types import names, natural, positive, positives
+
 DESCRIPTION = "Decode clips with our reader and every other library on one core: CPU time, clips/s, ratios."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--backends", type=_words, default=["all"], metavar="NAME,NAME", help="libraries to compare with ours (all)")
+    add("--backends", type=names, default=["all"], metavar="NAME,NAME", help="libraries to compare with ours (all)")
     add("--source", nargs="+", type=Path, default=[], metavar="FILE", help="read these files, not generated ones")
-    add("--rounds", type=_positive, default=7, metavar="N", help="counted rounds (7)")
-    add("--views", type=_natural, default=10, metavar="N", help="views of a video in one open; 0: none (10)")
-    add("--frames", type=_positive, default=16, metavar="T", help="frames of a clip (16)")
-    add("--stride", type=_positive, default=4, metavar="N", help="between them (4)")
+    add("--rounds", type=positive, default=7, metavar="N", help="counted rounds (7)")
+    add("--views", type=natural, default=10, metavar="N", help="views of a video in one open; 0: none (10)")
+    add("--frames", type=positive, default=16, metavar="T", help="frames of a clip (16)")
+    add("--stride", type=positive, default=4, metavar="N", help="between them (4)")
     add("--size", type=_size, default=None, metavar="native|SHORT", help="short side of the frames in pixels (native)")
     add("--prepared", action="store_true", help="also the same files re-encoded by `revvideo prepare_videos`")
-    add("--seed", type=_natural, default=0, metavar="N", help="of the content, the starts and the order (0)")
+    add("--seed", type=natural, default=0, metavar="N", help="of the content, the starts and the order (0)")
     add("--json", type=Path, metavar="FILE", help="write all figures; kept up to date while measuring")
     generated = parser.add_argument_group("generated videos: 340x256, 30 frames/s, x264 medium with 3 B-frames")
     add = generated.add_argument
-    add("--gops", type=_numbers, default=[250, 30], metavar="N,N", help="largest distances of key frames (250,30)")
-    add("--videos", type=_positive, default=4, metavar="N", help="videos of each distance (4)")
-    add("--seconds", type=_positive, default=10, metavar="N", help="of a video (10)")
-    add("--cuts", type=_natural, default=1, metavar="N", help="scene cuts of every second video (1)")
+    add("--gops", type=positives, default=[250, 30], metavar="N,N", help="largest distances of key frames (250,30)")
+    add("--videos", type=positive, default=4, metavar="N", help="videos of each distance (4)")
+    add("--seconds", type=positive, default=10, metavar="N", help="of a video (10)")
+    add("--cuts", type=natural, default=1, metavar="N", help="scene cuts of every second video (1)")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write generated and re-encoded videos here")
 
 
@@ -53,7 +55,10 @@ def run(args: argparse.Namespace) -> int:
 
     with contextlib.ExitStack() as stack:
         if args.keep:
-            args.keep.mkdir(parents=True, exist_ok=True)
+            try:
+                args.keep.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"--keep {args.keep} cannot be made a folder: {error.strerror}") from error
         folder = args.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="revvideo-decode-")))
         plan = Plan(
             groups=_groups(args, folder),
@@ -118,29 +123,6 @@ def command_line(args: argparse.Namespace) -> str:
 # Types of arguments: argparse shows their errors in one line and leaves with exit code 2.
 
 
-def _words(text: str) -> list[str]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(words):
-        raise argparse.ArgumentTypeError(f"{text!r} has an empty entry; expected names with commas between them")
-    return list(dict.fromkeys(words))
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 0 or more")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 1 or more")
-    return int(text)
-
-
-def _numbers(text: str) -> list[int]:
-    return list(dict.fromkeys(_positive(word) for word in _words(text)))
-
-
 def _size(text: str) -> int | None:
     """SHORT in pixels, or None for native."""
-    return None if text == "native" else _positive(text)
+    return None if text == "native" else positive(text)

@@ -7,6 +7,7 @@ import shlex
 import tempfile
 from pathlib import Path
 
+from revvideo.cli.argument_types import naturals, positive
 from revvideo.config.arguments import add_config_arguments, config_from_arguments
 
 DESCRIPTION = "Clips/s of the training loader of a config, and the share of each stage in its CPU time."
@@ -18,13 +19,13 @@ BASE = "Kinetics/REV_MVIT_B_16x4_CONV"  # the config of generated data
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     add = parser.add_argument
-    add("--num-workers", type=_counts, default=[0], metavar="N,N", help="worker processes; 0: this process (0)")
-    add("--batches", type=_positive, default=8, metavar="N", help="counted batches of each measurement (8)")
+    add("--num-workers", type=naturals, default=[0], metavar="N,N", help="worker processes; 0: this process (0)")
+    add("--batches", type=positive, default=8, metavar="N", help="counted batches of each measurement (8)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where batches are normalised and mixed (cpu)")
     add("--json", type=Path, metavar="FILE", help="write all figures")
     generated = parser.add_argument_group(f"`--cfg {GENERATED}`: {BASE} on generated videos, 340x256, GOP 250")
-    generated.add_argument("--videos", type=_positive, default=4, metavar="N", help="different videos (4)")
-    generated.add_argument("--seconds", type=_positive, default=10, metavar="N", help="of a video (10)")
+    generated.add_argument("--videos", type=positive, default=4, metavar="N", help="different videos (4)")
+    generated.add_argument("--seconds", type=positive, default=10, metavar="N", help="of a video (10)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -101,19 +102,3 @@ def command_line(args: argparse.Namespace) -> str:
     if args.cfg == [GENERATED]:
         words += ["--videos", str(args.videos), "--seconds", str(args.seconds)]
     return shlex.join(words)
-
-
-# Types of arguments: argparse shows their errors in one line and leaves with exit code 2.
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 1 or more")
-    return int(text)
-
-
-def _counts(text: str) -> list[int]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() for word in words):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers, 0 or more, with commas between them")
-    return list(dict.fromkeys(map(int, words)))

@@ -7,6 +7,8 @@ import os
 import shlex
 from pathlib import Path
 
+from revvideo.cli.argument_types import names, positive, positives
+
 DESCRIPTION = "Time and peak memory of a training step, by model, backprop mode, precision and batch size."
 
 # Options of a model that have a flag here.
@@ -16,9 +18,9 @@ FLAGS = {"backprop": "--modes", "checkpoint_blocks": "--modes", "pooling": "--po
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--models", nargs="+", required=True, metavar="NAME", help="names of `revvideo models`")
-    add("--modes", type=_words, default=["reversible", "plain", "checkpoint"], help="reversible,plain,checkpoint (all)")
-    add("--precision", type=_words, default=["float32"], help="of float32,bfloat16,float16 (float32)")
-    add("--batch-sizes", type=_numbers, default=[1], metavar="N,N", help="clips of a step (1)")
+    add("--modes", type=names, default=["reversible", "plain", "checkpoint"], help="reversible,plain,checkpoint (all)")
+    add("--precision", type=names, default=["float32"], help="of float32,bfloat16,float16 (float32)")
+    add("--batch-sizes", type=positives, default=[1], metavar="N,N", help="clips of a step (1)")
     add(
         "--option",
         action="append",
@@ -28,9 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="argument of create_model for all models but the peer, such as depth=32 or keep_mib=0; drop_path is 0 "
         "unless given here",
     )
-    add("--pooling", type=_words, help="operators of the pooling convolutions to compare, such as aten,taps,compiled")
+    add("--pooling", type=names, help="operators of the pooling convolutions to compare, such as aten,taps,compiled")
     add("--compile", action="store_true", help="compile the models (not the peer)")
-    add("--depths", type=_numbers, default=[], metavar="N,N", help="peak memory of so many blocks, at the first batch")
+    add("--depths", type=positives, default=[], metavar="N,N", help="peak memory of so many blocks, at the first batch")
     peer = parser.add_mutually_exclusive_group()
     peer.add_argument(
         "--peer",
@@ -39,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the model whose float32 steps run in turn with the others (ptv/mvit_b_16x4)",
     )
     peer.add_argument("--no-peer", dest="peer", action="store_const", const=None, help="measure without a peer")
-    add("--pairs", type=_number, default=5, metavar="N", help="timed steps of a row (5)")
-    add("--threads", type=_number, metavar="N", help="threads of torch (its own choice)")
+    add("--pairs", type=positive, default=5, metavar="N", help="timed steps of a row (5)")
+    add("--threads", type=positive, metavar="N", help="threads of torch (its own choice)")
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     add("--max-batch", action="store_true", help="search the largest batch; on a CPU give --memory-limit too")
     add("--memory-limit", type=_gibibytes, metavar="GiB", help="for --max-batch, instead of all memory of the GPU")
@@ -156,23 +158,6 @@ def command_line(args: argparse.Namespace, threads: int) -> str:
 
 
 # Types of arguments: argparse shows their errors in one line and leaves with exit code 2.
-
-
-def _words(text: str) -> list[str]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(words):
-        raise argparse.ArgumentTypeError(f"{text!r} has an empty entry; expected names with commas between them")
-    return list(dict.fromkeys(words))
-
-
-def _number(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 1 or more")
-    return int(text)
-
-
-def _numbers(text: str) -> list[int]:
-    return list(dict.fromkeys(_number(word) for word in _words(text)))
 
 
 def _gibibytes(text: str) -> int:

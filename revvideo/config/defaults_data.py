@@ -42,7 +42,8 @@ DATA_KEYS: list[Key] = [
         ("MULTI_LABEL", False, "Several labels a video; must be off."),
         ("ENSEMBLE_METHOD", "sum", "How the softmax scores of a video's views are combined.",
          {"choices": ("sum", "max")}),
-        ("IN_VAL_CROP_RATIO", 0.875, "Evaluation of pictures: TEST_CROP_SIZE over the short side before the crop.",
+        ("IN_VAL_CROP_RATIO", 0.875, "Evaluation of pictures with AUG.ENABLE: TEST_CROP_SIZE over the short side "
+         "before the crop; without it the short side is TRAIN_CROP_SIZE.",
          {"limits": "above 0 to 1"}),
         ("DUMMY_LOAD", False, "Load one sample over and over.", {"ignored": _NOT_YET}),
     ),

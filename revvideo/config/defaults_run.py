@@ -13,7 +13,7 @@ RUN_KEYS: list[Key] = [
         ("NUM_SHARDS", 1, "Machines.", {"limits": ">= 1"}),
         ("SHARD_ID", 0, "Number of this machine, from 0.", {"limits": ">= 0"}),
         ("OUTPUT_DIR", ".", "The run folder."),
-        ("RNG_SEED", 1, "Seed of weights, data and training.", {"limits": ">= 0"}),
+        ("RNG_SEED", 1, "Seed of weights, data and training.", {"limits": "0 to 4294967295"}),
         ("LOG_PERIOD", 10, "Steps between two log lines.", {"limits": ">= 1"}),
         ("LOG_MODEL_INFO", True, "Log the model and its number of parameters at the start."),
         ("DIST_BACKEND", "nccl", "Collective backend.", {"ignored": "nccl on GPU, gloo on CPU"}),

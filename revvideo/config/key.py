@@ -11,6 +11,7 @@ RANGES: dict[str, Callable[[float], bool]] = {
     "> 0": lambda value: value > 0,
     ">= -1": lambda value: value >= -1,
     ">= 0": lambda value: value >= 0,
+    "0 to 4294967295": lambda value: 0 <= value < 2**32,
     ">= 1": lambda value: value >= 1,
     "0 to 1": lambda value: 0 <= value <= 1,
     "above 0 to 1": lambda value: 0 < value <= 1,

@@ -20,6 +20,7 @@ from revvideo.config.normalise import batch_note, check_config, normalise_config
 from revvideo.config.shipped import find_config
 from revvideo.config.unused_keys import UNUSED_KEYS, UNUSED_SECTIONS, is_unused
 from revvideo.config.values import ConfigError, decode_value
+from revvideo.config.without_effect import keys_without_effect
 from revvideo.config.yaml_file import read_yaml
 
 _logger = logging.getLogger("revvideo.config")
@@ -70,6 +71,7 @@ def load_layers(
     check_config(cfg, merge.origin_of)
     notes = [(logging.WARNING, note) for note in (*merge.warnings, batch_note(cfg)) if note]
     notes += [*normalise_config(cfg), *merge.ignored_notes()]
+    notes += [(logging.INFO, note) for note in keys_without_effect(cfg)]
     for level, note in notes:
         _logger.log(level, "config: %s", note)
     cfg.__dict__[_NOTES] = tuple(note for _, note in notes)

@@ -21,6 +21,8 @@ from revvideo.errors import InputError
 if TYPE_CHECKING:
     from revvideo.data.readers.index_cache import IndexCache
 
+MAX_ASPECT = 32  # longer over shorter side: a strip of 8 x 8000 pixels would be resized to gigabytes
+MAX_READ_BYTES = 2**28  # of frames that evaluation has in memory before they are resized
 SCALE_FROM = 1.5  # frames are scaled while decoding when the source's short side is so many times what is needed
 
 
@@ -86,7 +88,13 @@ def scaled_size(video: VideoReader, short_side: int) -> tuple[int, int] | None:
     Args:
         video: an open video.
         short_side: the largest short side that is needed, in pixels; 0: always the video's own size.
+
+    Raises:
+        VideoError: the sides are further apart than 1:MAX_ASPECT.
     """
+    if max(video.height, video.width) > MAX_ASPECT * min(video.height, video.width):
+        words = f"the picture is a strip of {video.width}x{video.height} pixels; sides up to 1:{MAX_ASPECT} are read"
+        raise VideoError(video.path, video.backend, words)
     if not short_side or min(video.height, video.width) < SCALE_FROM * short_side:
         return None
     return sampling.short_side_size(video.height, video.width, short_side)
@@ -327,9 +335,14 @@ class EvalClips(Dataset):
         with open_video(path, self.backend, strict=self.strict, index_cache=self.index_cache) as video:
             indices = np.concatenate([self._view_indices(video, view) for view in range(self.num_views)])
             unique, places = np.unique(indices, return_inverse=True)
-            frames = video.frames(unique, scaled_size(video, self.short_side))
-        # Each frame is resized once, whatever number of views and crops it serves.
-        resized = resize_short_side(as_clip(frames), self.transform.short_side)
+            size = scaled_size(video, self.short_side)
+            # Each frame is resized once, whatever number of views and crops it serves.
+            resized = torch.cat(
+                [
+                    resize_short_side(as_clip(video.frames(part, size)), self.transform.short_side)
+                    for part in _parts(unique, size or (video.height, video.width))
+                ]
+            )
         places = torch.from_numpy(places).view(self.num_views, self.clip.num_frames)
         size, crops = self.transform.crop_size, (1,) if self.num_crops == 1 else (0, 1, 2)
         views = torch.empty((self.num_views, len(crops), self.clip.num_frames, size, size, 3), dtype=torch.uint8)
@@ -338,3 +351,9 @@ class EvalClips(Dataset):
             for v in range(self.num_views):
                 views[v, s] = cropped[places[v]]
         return views.flatten(0, 1).permute(0, 1, 4, 2, 3)  # (V * S, T, C, H, W)
+
+
+def _parts(indices: np.ndarray, size: tuple[int, int]) -> list[np.ndarray]:
+    """The indices in runs of at most MAX_READ_BYTES of frames of `size` (height, width)."""
+    at_once = max(1, MAX_READ_BYTES // (3 * size[0] * size[1]))
+    return [indices[first : first + at_once] for first in range(0, len(indices), at_once)]

@@ -8,14 +8,17 @@ import stat
 import struct
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from revvideo.data import sampling
-from revvideo.data.dataset import read_or_replace
+from revvideo.data.dataset import MAX_ASPECT, read_or_replace
 from revvideo.data.manifest import Manifest
+from revvideo.data.transforms import as_clip
 from revvideo.data.video_reader import MAX_PIXELS, VideoError
 from revvideo.paths import path_manager
 
@@ -36,7 +39,7 @@ def open_picture(path: str) -> "Image.Image":
         path: anything that `revvideo.paths.path_manager` knows.
 
     Raises:
-        VideoError: not a regular file, empty, no picture, cut off, or larger than `MAX_PIXELS`.
+        VideoError: not a regular file, empty, no picture, cut off, larger than `MAX_PIXELS`, or a strip.
     """
     from PIL import Image
 
@@ -53,9 +56,27 @@ def open_picture(path: str) -> "Image.Image":
                 if picture.width * picture.height > MAX_PIXELS:
                     words = f"{picture.width}x{picture.height} pixels; at most {MAX_PIXELS} are read"
                     raise VideoError(path, _READER, words)
+                if max(picture.size) > MAX_ASPECT * min(picture.size):
+                    words = f"a strip of {picture.width}x{picture.height} pixels; sides up to 1:{MAX_ASPECT} are read"
+                    raise VideoError(path, _READER, words)
                 return picture.convert("RGB")
     except (*_PICTURE_ERRORS, Image.DecompressionBombError) as error:
         raise VideoError(path, _READER, getattr(error, "strerror", None) or str(error) or repr(error)) from error
+
+
+@dataclass(frozen=True)
+class PictureAsClip:
+    """A transform of pictures that is one of clips: PySlowFast's evaluation of pictures without AUG.ENABLE.
+
+    Attributes:
+        transform: of uint8 (1, C, H, W), such as `EvalTransform`: bilinear without antialiasing.
+    """
+
+    transform: Callable[[torch.Tensor], torch.Tensor]
+
+    def __call__(self, picture: "Image.Image") -> torch.Tensor:
+        """An RGB PIL picture -> uint8 (1, C, H, W)."""
+        return self.transform(as_clip(np.array(picture)[None]))
 
 
 class TrainImages(Dataset):
@@ -120,7 +141,7 @@ class EvalImages(Dataset):
         on_read: called with the index of each picture that is about to be opened.
     """
 
-    def __init__(self, manifest: Manifest, transform: "ImageEvalTransform"):
+    def __init__(self, manifest: Manifest, transform: "ImageEvalTransform | PictureAsClip"):
         self.manifest = manifest
         self.transform = transform
         self.on_read: Callable[[int], object] | None = None

@@ -5,6 +5,7 @@ samples for any number of processes.
 """
 
 import contextlib
+import multiprocessing
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -16,8 +17,8 @@ from revvideo.data.dataset import EvalClips, TrainClips
 from revvideo.data.image_dataset import EvalImages, TrainImages
 from revvideo.data.sampling import order_generator
 from revvideo.data.video_reader import VideoError
-from revvideo.data.worker_watch import Mark, StartWorker, WorkerBoard, WorkerFailed, is_timeout
-from revvideo.errors import InputError
+from revvideo.data.worker_watch import Mark, StartWorker, WorkerBoard, is_timeout
+from revvideo.errors import InputError, WorkerFailed
 
 
 @dataclass
@@ -129,7 +130,7 @@ class ClipLoader:
     """A DataLoader whose data set's own errors arrive as themselves, and whose failing workers name what they read.
 
     It takes nothing from torch's global random generator. Worker processes run torch with one thread each (torch's own
-    rule); they live as long as the loader.
+    rule); they live as long as the loader. One iteration goes at a time: the next one ends what is left of it.
 
     Args:
         dataset: `TrainClips`, `EvalClips`, or one like them: `manifest.paths`, and `on_read`, which it calls with the
@@ -161,6 +162,7 @@ class ClipLoader:
         self.dataset = dataset
         self.sampler = sampler
         self.timeout_seconds = timeout_seconds
+        self._iterations = 0
         self._options = {
             "batch_size": batch_size,
             "sampler": sampler,
@@ -191,21 +193,28 @@ class ClipLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator:
-        items = self._iterator()
+        self._iterations += 1
+        number, items = self._iterations, self._iterator()
         while (item := self._next(items)) is not _END:
             if isinstance(item, Exception):
                 raise item
             yield item
+            if number != self._iterations:
+                # The workers serve one iteration at a time; this one would get the other one's batches.
+                raise RuntimeError("another iteration over this loader has begun; one can go on at a time")
 
     def _iterator(self) -> Iterator:
         try:
             with self.failures_named():
                 return iter(self._loader)
+        except WorkerFailed:
+            self.close()
+            raise
         except RuntimeError as error:
             if not is_timeout(error):
                 raise
             # Workers are still busy with an iteration that was left in the middle.
-            self._begin()
+            self.close()
             return iter(self._loader)
 
     def _next(self, items: Iterator):
@@ -215,7 +224,7 @@ class ClipLoader:
                 with self.failures_named():
                     return next(items, _END)
             except WorkerFailed:
-                self._begin()
+                self.close()
                 raise
             except RuntimeError as error:
                 if not is_timeout(error):
@@ -223,8 +232,29 @@ class ClipLoader:
             try:
                 self._board.check_silence(began, self.timeout_seconds, self.dataset.manifest.paths)
             except WorkerFailed:
-                self._begin()
+                self._kill(self._board.silent_processes(self.timeout_seconds))
+                self.close()
                 raise
+
+    def close(self) -> None:
+        """End the worker processes; the next iteration starts new ones.
+
+        Losing the last reference does the same, unless a cycle holds it (that of an exception and its frames): the
+        garbage collector closes the queues first, no message arrives, and torch waits 5 s for each process.
+        """
+        iterator = getattr(self._loader, "_iterator", None)
+        if iterator is not None and hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
+        self._begin()
+
+    @staticmethod
+    def _kill(silent: set[int]) -> None:
+        """End workers that no message reaches and perhaps no SIGTERM either: Python would wait for them at its end."""
+        for process in multiprocessing.active_children():
+            if process.pid in silent:
+                with contextlib.suppress(RuntimeError):  # torch's about the dead worker, from its signal handler
+                    process.kill()
+                    process.join(_KILL_SECONDS)
 
     @contextlib.contextmanager
     def failures_named(self):
@@ -285,6 +315,7 @@ class TrainLoader(ClipLoader):
 
 _END = object()
 _LOOK_SECONDS = 20.0
+_KILL_SECONDS = 2.0
 
 
 class _Guarded(Dataset):

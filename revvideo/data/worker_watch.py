@@ -11,14 +11,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from revvideo.errors import WorkerFailed
+
 _PROCESS, _SAMPLE, _SINCE = range(3)  # columns: process id, sample (or _IDLE), monotonic nanoseconds
 _IDLE = -1
 _DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 _TIMED_OUT = "DataLoader timed out"
-
-
-class WorkerFailed(RuntimeError):
-    """A worker process of a loader is silent or dead; the message names what it was reading."""
 
 
 class WorkerBoard:
@@ -47,6 +45,15 @@ class WorkerBoard:
     def mark_idle(self, worker: int) -> None:
         """The worker reads nothing: it collates, or waits for work."""
         self.mark(worker, _IDLE)
+
+    def silent_processes(self, timeout_seconds: float) -> set[int]:
+        """Ids of the processes that are at one sample for longer."""
+        now = time.monotonic_ns()
+        return {
+            process
+            for process, sample, since in self._rows.tolist()
+            if sample != _IDLE and (now - since) / 1e9 > timeout_seconds
+        }
 
     def check_silence(self, waiting_since_ns: int, timeout_seconds: float, paths: Sequence[str]) -> None:
         """Called by the main process while it waits for a batch.

@@ -1,0 +1,35 @@
+"""Types of command-line arguments: argparse shows their errors in one line and leaves with exit code 2."""
+
+import argparse
+
+
+def positive(text: str) -> int:
+    """A whole number, 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 1 or more")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """A whole number, 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 0 or more")
+    return int(text)
+
+
+def names(text: str) -> list[str]:
+    """Names with commas between them, each once."""
+    found = [word.strip() for word in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty entry; expected names with commas between them")
+    return list(dict.fromkeys(found))
+
+
+def positives(text: str) -> list[int]:
+    """Whole numbers from 1 on with commas between them, each once."""
+    return list(dict.fromkeys(positive(word) for word in names(text)))
+
+
+def naturals(text: str) -> list[int]:
+    """Whole numbers from 0 on with commas between them, each once."""
+    return list(dict.fromkeys(natural(word) for word in names(text)))
