@@ -13,6 +13,7 @@ import av
 import numpy as np
 import parallel_tasks
 import pytest
+from serial_tasks import in_this_process, processes  # noqa: F401  (fixtures)
 from tiny import NUM_CLASSES, command, overrides, write_list
 from videos import damage, numbered_frames, write_video
 
@@ -62,10 +63,9 @@ def rows_of(path: Path) -> dict[str, dict[str, str]]:
 # The status of a video
 
 
-@pytest.mark.parametrize("num_workers", [1, 3])
-def test_every_video_gets_its_status_with_the_reason(folder, tmp_path, num_workers):
+def test_every_video_gets_its_status_with_the_reason(folder, tmp_path, processes):  # noqa: F811
     table = tmp_path / "scan.csv"
-    outcome = command("check_data", folder, "--decode", "all", "--csv", table, "--num-workers", num_workers)
+    outcome = command("check_data", folder, "--decode", "all", "--csv", table, "--num-workers", 3)
     assert outcome.code == 0
     rows = rows_of(table)
     assert len(rows) == 12
@@ -223,7 +223,7 @@ def test_ctrl_c_ends_the_command_quietly_and_its_processes(tmp_path):
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert not group_is_alive(process.pid)
+    wait_for(lambda: not group_is_alive(process.pid))  # Python's own resource tracker ends a moment after the command
 
 
 # Processes that misbehave
@@ -259,13 +259,13 @@ def test_processes_that_cannot_start_end_the_run():
         list(run_tasks(parallel_tasks.KillsItsReader(), range(5), 2, timeout_seconds=60))
 
 
-def test_a_video_over_the_time_limit_is_unreadable_and_tried_again(tmp_path):
+def test_a_video_over_the_time_limit_is_unreadable_and_tried_again(tmp_path, processes):  # noqa: F811
     path, table = write_video(tmp_path / "video.mp4", 20), tmp_path / "scan.csv"
     words = ("check_data", path, "--csv", table, "--num-workers", 1)
     assert command(*words, "--timeout", "1e-5").code == 0
     row = rows_of(table)["video"]
     assert (row["status"], row["reason"]) == ("unreadable", "gave no answer within 1e-05 s")
-    assert command(*words).code == 0
+    assert command(*words, "--timeout", 60).code == 0
     assert rows_of(table)["video"]["status"] == "good"
 
 
@@ -326,6 +326,11 @@ def test_strict_fails_only_when_something_is_bad(folder):
         (("--list", "nowhere.csv"), "cannot read the list nowhere.csv"),
         (("--cfg", "demo/REV_MVIT_DEMO", "--list", "x.csv"), "both given"),
         (("--split", "holdout", "--cfg", "demo/REV_MVIT_DEMO"), "'holdout'"),
+        (("--csv", "/dev/null", "x.mp4"), "no regular file"),
+        (("--write-good", "/dev/null", "x.mp4"), "no regular file"),
+        (("--write-good", "good.csv", "--separator", "::", "x.mp4"), "the separator is '::'"),
+        (("--write-good", "good.csv", "two\nlines.mp4"), "cannot hold the name 'two\\nlines.mp4'"),
+        (("--write-good", "good.csv", "latin\udce9.mp4"), "cannot hold the name 'latin\\udce9.mp4'"),
     ],
 )  # fmt: skip
 def test_wrong_words_are_refused_with_what_was_expected(words, message):
@@ -356,7 +361,7 @@ def test_an_empty_folder_and_files_that_are_not_ours_are_refused(folder, tmp_pat
 
 
 def test_a_row_file_takes_any_name_and_the_last_row_of_a_key_counts(tmp_path):
-    names = ["a,b.mp4", 'quo"te.mp4', "two\nlines.mp4", os.fsdecode(b"latin\xe9.mp4")]
+    names = ["a,b.mp4", 'quo"te.mp4', "two\nlines.mp4", "carriage\rreturn.mp4", os.fsdecode(b"latin\xe9.mp4")]
     with RowFile(tmp_path / "rows.csv", COLUMNS, "path") as rows:
         for status in ("good", "short"):
             for name in names:
@@ -366,3 +371,32 @@ def test_a_row_file_takes_any_name_and_the_last_row_of_a_key_counts(tmp_path):
         assert {VideoCheck.from_row(row).status for row in rows.rows.values()} == {"short"}
     with pytest.raises(InputError, match="first line"):
         RowFile(tmp_path / "rows.csv", ("path", "label"), "path")
+    broken = ",".join(COLUMNS) + '\n"' + 200_000 * "x" + "\n"  # a quote that nothing ends
+    (tmp_path / "rows.csv").write_text(broken, encoding="utf-8")
+    with pytest.raises(InputError, match="is damaged"):
+        RowFile(tmp_path / "rows.csv", COLUMNS, "path")
+
+
+def test_a_row_file_behind_a_link_is_written_where_the_link_leads(tmp_path):
+    (tmp_path / "real.csv").touch()
+    (tmp_path / "link.csv").symlink_to(tmp_path / "real.csv")
+    with RowFile(tmp_path / "link.csv", ("path",), "path") as rows:
+        rows.append({"path": "a.mp4"})
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "real.csv").read_text(encoding="utf-8") == "path\na.mp4\n"
+
+
+def test_a_full_disk_ends_a_row_file_in_words(tmp_path):
+    with RowFile(tmp_path / "rows.csv", ("path",), "path") as rows:
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, rows._file.fileno())
+        os.close(full)
+        with pytest.raises(InputError, match=r"cannot write .*rows.csv: No space left on device"):
+            rows.append({"path": "a.mp4"})
+
+
+def test_names_that_are_no_utf8_are_printed_everywhere(tmp_path):
+    words = [sys.executable, "-m", "revvideo.cli.main", "check_data", os.fsdecode(bytes(tmp_path) + b"/caf\xe9.mp4")]
+    result = subprocess.run(words, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "utf-8"}, check=False)
+    assert result.returncode == 0, result.stderr
+    assert b"caf\\udce9.mp4: no such file" in result.stdout

@@ -81,7 +81,7 @@ def test_a_link_is_the_file_that_it_names(video_path, scans, tmp_path):
     assert len(scans) == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"revvideo packets 1\n", b"something else", None, "flip"])
+@pytest.mark.parametrize("content", [b"", b"revvideo packets 2\n", b"something else", None, "flip"])
 def test_a_damaged_entry_is_ignored(video_path, scans, tmp_path, content):
     folder = tmp_path / "cache"
     read(video_path, IndexCache(str(folder)))
@@ -147,3 +147,37 @@ def test_what_the_scan_complains_of_is_remembered(video_path):
             assert len(video.warnings) == 1
             assert "30 frames" in video.warnings[0]
             video.warnings.append("mine")  # the reader's own list, not the cache's
+
+
+def test_the_index_of_a_file_that_another_one_has_replaced_is_not_kept(video_path, tmp_path):
+    cache, other = IndexCache(str(tmp_path / "cache")), write_video(tmp_path / "other.mp4", 12)
+    with open_video(video_path, index_cache=cache) as video:
+        os.replace(other, video_path)
+        assert (video.num_frames, video.height) == (30, 96)  # learns the size, which is remembered, too
+        assert cache.get(video_path) is None
+    with open_video(video_path, index_cache=cache) as video:
+        assert video.num_frames == 12
+
+
+def test_what_is_known_of_a_new_file_is_not_taken_for_the_one_that_is_open(video_path, tmp_path, monkeypatch):
+    cache, other = IndexCache(), write_video(tmp_path / "other.mp4", 12)
+    real_open = pyav.PyAVReader._open
+
+    def open_and_replace(reader):
+        opened = real_open(reader)
+        os.replace(other, video_path)
+        cache.put(video_path, PacketIndex(np.arange(12) / 30, 30.0))  # by another reader
+        return opened
+
+    monkeypatch.setattr(pyav.PyAVReader, "_open", open_and_replace)
+    with open_video(video_path, index_cache=cache) as video:
+        assert video.num_frames == 30
+    assert len(cache.get(video_path).seconds) == 12
+
+
+def test_the_times_belong_to_the_caller(video_path, tmp_path):
+    for cache in (IndexCache(), IndexCache(str(tmp_path / "cache"))):
+        for _ in range(2):
+            with open_video(video_path, index_cache=IndexCache(cache.folder) if cache.folder else cache) as video:
+                assert video.pts[0] == 0
+                video.pts += 5

@@ -14,7 +14,7 @@ import pytest
 
 import revvideo
 from revvideo.cli import main as cli
-from revvideo.errors import CheckFailed, InputError
+from revvideo.errors import CheckFailed, InputError, WorkerFailed
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -70,6 +70,7 @@ def test_a_command_gets_its_arguments_and_returns_its_exit_code(command):
     [
         (InputError("no such key\n  did you mean X?"), 2, "revvideo: error: no such key\n  did you mean X?\n"),
         (CheckFailed("inversion error 1e-2"), 3, "revvideo: check failed: inversion error 1e-2\n"),
+        (WorkerFailed("worker 1 died while reading a.mp4"), 1, "revvideo: error: worker 1 died while reading a.mp4\n"),
         (KeyboardInterrupt(), 130, "revvideo: interrupted\n"),
     ],
 )

@@ -136,6 +136,17 @@ def test_damage_is_flagged_or_refused(tmp_path):
             video.frames(range(60))
 
 
+def test_a_matroska_file_that_ends_early_is_told_or_refused(tmp_path):
+    path = write_video(tmp_path / "half.mkv", 60, gop=12)
+    content = Path(path).read_bytes()
+    Path(path).write_bytes(content[: len(content) // 2])
+    with open_video(path) as video:
+        assert 10 < video.num_frames < 50
+        assert "ends early: it names 2 s" in video.warnings[0]
+    with pytest.raises(VideoError, match="ends early"):
+        open_video(path, strict=True)
+
+
 def test_video_error_pickles():
     error = pickle.loads(pickle.dumps(VideoError("a.mp4", "pyav", "the file is empty")))
     assert (error.path, error.backend, error.reason) == ("a.mp4", "pyav", "the file is empty")

@@ -74,14 +74,14 @@ def run(args: argparse.Namespace) -> int:
     num_workers = checked_workers(args.num_workers)
     seconds = checked_seconds(TIMEOUTS[args.decode] if args.timeout is None else args.timeout)
     groups = _from_config(cfg, args.split) if cfg is not None else _from_lists(args) + _from_paths(args)
-    _check_good_lists(args.write_good, groups)
+    separator = args.separator or (cfg.DATA.PATH_LABEL_SEPARATOR if cfg is not None else " ")
+    _check_good_lists(args.write_good, groups, separator)
     spec = CheckSpec(args.decode)
     if cfg is not None:
         clip_seconds = cfg.DATA.NUM_FRAMES * cfg.DATA.SAMPLING_RATE / cfg.DATA.TARGET_FPS
         spec = CheckSpec(args.decode, clip_seconds, cfg.DATA.TARGET_FPS)
     checks = _scan(args, groups, spec, num_workers, seconds)
     _report(checks, groups)
-    separator = args.separator or (cfg.DATA.PATH_LABEL_SEPARATOR if cfg is not None else " ")
     _write_good(args.write_good, groups, checks, separator)
     bad = sum(check.status in BAD_STATUSES for check in checks.values())
     if bad and args.strict:
@@ -201,17 +201,25 @@ def _report(checks: dict, groups: list[_Group]) -> None:
             print(f"  and {len(found) - EXAMPLES} more")
 
 
-def _check_good_lists(path: str | None, groups: list[_Group]) -> None:
+def _check_good_lists(path: str | None, groups: list[_Group], separator: str) -> None:
+    """Refuses what would fail after the scan."""
+    from revvideo.data.check import check_names
+    from revvideo.data.row_file import local_target
     from revvideo.errors import InputError
 
+    if path is None:
+        return
     names = [group.name for group in groups]
-    if path is not None and len(groups) > 1 and "{split}" not in path:
+    if len(groups) > 1 and "{split}" not in path:
         raise InputError(
             f"--write-good is {path!r}, but there are {len(groups)} lists: {', '.join(names)}; "
             "expected {split} in the name, such as good/{split}.csv"
         )
-    if path is not None and len(set(names)) < len(names):
+    if len(set(names)) < len(names):
         raise InputError("--write-good needs lists with different names")
+    for group in groups:
+        local_target(path.replace("{split}", group.name))
+        check_names(group.paths, separator)
 
 
 def _write_good(path: str | None, groups: list[_Group], checks: dict, separator: str) -> None:

@@ -5,6 +5,7 @@ inside `run` only, so that `--help` of any command answers at once.
 """
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -14,7 +15,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 import revvideo
-from revvideo.errors import CheckFailed, InputError
+from revvideo.errors import CheckFailed, InputError, WorkerFailed
 
 COMMANDS = {
     "run_net": "revvideo.cli.run_net",
@@ -62,6 +63,8 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
         return _fail(f"error: {error}", EXIT_WRONG_INPUT)
     except CheckFailed as error:
         return _fail(f"check failed: {error}", EXIT_CHECK_FAILED)
+    except WorkerFailed as error:
+        return _fail(f"error: {error}", EXIT_CRASH)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except Exception:
@@ -93,6 +96,8 @@ def _fail(message: str, exit_code: int) -> int:
 
 def _set_up_logging() -> None:
     # basicConfig leaves handlers alone that are there already: those of a program that calls main(), or of a test.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: names of files may be no UTF-8
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
 
 

@@ -1,15 +1,14 @@
 """Checks videos in parallel: can each be opened and decoded, is it long enough, is something odd about it?"""
 
-import csv
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from revvideo.data.parallel import run_tasks
+from revvideo.data.row_file import csv_line, local_target
 from revvideo.data.video_reader import VideoError, VideoReader, open_video
 from revvideo.errors import InputError
 from revvideo.paths import path_manager, replace_file
@@ -236,22 +235,32 @@ def count_statuses(checks: Iterable[VideoCheck]) -> dict[str, int]:
     return {status: found.count(status) for status in STATUSES}
 
 
+def check_names(names: Iterable[str], separator: str) -> None:
+    """Whether a list can hold these names, and the separator is one.
+
+    Raises:
+        InputError: a line end in a name, bytes that are no UTF-8, or a separator that is no single character.
+    """
+    if len(separator) != 1 or separator in '\r\n"':
+        raise InputError(f"the separator is {separator!r}; a list is written with one character, such as a blank")
+    for name in names:
+        if any(character in "\r\n" or "\ud800" <= character <= "\udfff" for character in name):
+            raise InputError(f"a list cannot hold the name {name!r} (UTF-8, without line ends); rename the file")
+
+
 def write_list(path: str, videos: Iterable[tuple[str, int | None]], separator: str = " ") -> None:
     """Write a PySlowFast list: "path label" a line, or the path only where the label is None.
 
     A path that holds the separator or a quote is quoted as in csv, which revvideo reads and PySlowFast does not.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: it cannot be written, or cannot hold a name (see `check_names`).
     """
-
-    def write(temporary: os.PathLike) -> None:
-        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            rows = csv.writer(file, delimiter=separator, lineterminator="\n")
-            rows.writerows([name] if label is None else [name, label] for name, label in videos)
-
+    rows = [(name,) if label is None else (name, label) for name, label in videos]
+    check_names((row[0] for row in rows), separator)
+    text, target = "".join(csv_line(row, separator) for row in rows), local_target(path)
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        replace_file(Path(path), write)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(target, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))
     except OSError as error:
         raise InputError(f"cannot write the list {path}: {error.strerror or error}") from error

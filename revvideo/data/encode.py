@@ -17,8 +17,7 @@ import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
-from revvideo.data.readers.pyav import quarter_turns
-from revvideo.data.video_facts import open_stream
+from revvideo.data.readers.pyav import open_stream, quarter_turns
 from revvideo.data.video_reader import VideoError, open_video
 from revvideo.errors import InputError
 from revvideo.paths import replace_file

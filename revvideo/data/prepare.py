@@ -76,8 +76,8 @@ def plan_jobs(sources: Sequence[str], output: str) -> list[Job]:
     and a file directly into `output`.
 
     Raises:
-        InputError: a source does not exist or holds no video, the folders lie in each other, or two videos would become
-            the same file.
+        InputError: a source does not exist or holds no video, the folders lie in each other, a video lies in the
+            output folder, or two videos would become the same file.
     """
     folders = [source for source in sources if os.path.isdir(source)]
     jobs = []
@@ -91,7 +91,14 @@ def plan_jobs(sources: Sequence[str], output: str) -> list[Job]:
         else:
             raise InputError(f"there is no file or folder {source}; expected videos or folders with videos")
     first: dict[str, str] = {}
+    inside = os.path.join(os.path.realpath(output), "")
     for job in jobs:
+        real = os.path.realpath(job.source)
+        if real.startswith(inside) or real == os.path.realpath(os.path.join(output, job.output)):
+            raise InputError(
+                f"{job.source} is {real}, in the output folder {output}; expected another folder: sources are never "
+                "changed, and results are not encoded again"
+            )
         other = first.setdefault(job.output.casefold(), job.source)  # some file systems know no case
         if other != job.source:
             raise InputError(
@@ -187,11 +194,11 @@ def _prepare(task: tuple[Job, Mapping[str, str] | None], output: str, spec: Enco
                 | {"fps": float(row["fps"])}
             )
         )
+    with contextlib.suppress(OSError):  # made of an earlier version of the source: not to be found if this one fails
+        os.unlink(target)
     try:
         encoded = encode_video(job.source, target, spec)
     except VideoError as error:
-        with contextlib.suppress(FileNotFoundError):  # what an earlier version of the source has become
-            os.unlink(target)
         return Prepared(job.source, job.output, "failed", error.reason, **source_facts)
     return Prepared(job.source, job.output, "done", **asdict(encoded), **source_facts)
 
@@ -245,14 +252,20 @@ def _check_settings(manifest: RowFile, output: str, spec: EncodeSpec) -> None:
 @contextlib.contextmanager
 def _locked(output: str) -> Iterator[None]:
     """Raises InputError while another run writes into the folder."""
-    with open(os.path.join(output, _LOCK), "w") as file:
+    try:
+        descriptor = os.open(os.path.join(output, _LOCK), os.O_WRONLY | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InputError(f"cannot write into {output}: {error.strerror or error}") from error
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"another run is writing into {output}; wait for its end, or end it") from error
         except OSError:  # a file system without locks: the user has to take care
             pass
         yield
+    finally:
+        os.close(descriptor)
 
 
 def remove_leftovers(output: str) -> int:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from revvideo.data.check import write_list
+from revvideo.data.check import check_names, write_list
 from revvideo.data.manifest import Manifest, read_manifest
 from revvideo.data.prepare import MANIFEST, Job, Prepared
 from revvideo.errors import InputError
@@ -24,10 +24,13 @@ def read_lists(paths: Sequence[str], jobs: Sequence[Job], *, separator: str, pre
     """The lists, read and checked before hours are spent on encoding.
 
     Raises:
-        InputError: a list cannot be read, two have one name, or not one of a list's videos is encoded.
+        InputError: a list cannot be read, two have one name, not one of a list's videos is encoded, or a list cannot
+            hold the name of one.
     """
     sources = {os.path.realpath(job.source) for job in jobs}
     names: dict[str, str] = {MANIFEST: "the manifest"}
+    if paths:
+        check_names((job.output for job in jobs), separator)
     lists = []
     for path in paths:
         name = os.path.basename(path)

@@ -3,14 +3,10 @@
 from dataclasses import dataclass
 from fractions import Fraction
 
-import av
 import numpy as np
-from av.stream import Disposition
 
-from revvideo.data.readers.pyav import FORMATS
-from revvideo.data.video_reader import MAX_PIXELS
+from revvideo.data.readers.pyav import open_stream
 
-OPEN_SECONDS, READ_SECONDS = 30.0, 30.0
 RATE_TOLERANCE = 0.01  # 30000/1001 counts as 30
 
 
@@ -39,39 +35,6 @@ class VideoFacts:
     pixel_aspect: Fraction
     num_hidden_frames: int
     num_video_streams: int
-
-
-def open_stream(
-    local_path: str, *, strict: bool = False
-) -> tuple[av.container.InputContainer, av.VideoStream, list[av.VideoStream]]:
-    """Container, largest video stream and all video streams of a file that `open_video` has accepted before.
-
-    With `strict` the decoder raises for whatever it can see to be damaged.
-
-    Raises:
-        av.FFmpegError, OSError, ValueError: it cannot be opened, or has no video stream.
-    """
-    container = av.open(
-        f"file:{local_path}",  # so that a colon in the name is not taken for a protocol
-        options={"format_whitelist": FORMATS, "protocol_whitelist": "file"},
-        timeout=(OPEN_SECONDS, READ_SECONDS),
-    )
-    try:
-        streams = [
-            stream
-            for stream in container.streams.video
-            if stream.codec_context is not None and not stream.disposition & Disposition.attached_pic
-        ]
-        if not streams:
-            raise ValueError("no video stream that can be decoded")
-        chosen = max(streams, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
-        context = chosen.codec_context
-        context.thread_count, context.thread_type = 1, "NONE"
-        context.options = {"max_pixels": str(MAX_PIXELS)} | ({"err_detect": "explode"} if strict else {})
-    except BaseException:
-        container.close()
-        raise
-    return container, chosen, streams
 
 
 def read_facts(local_path: str) -> VideoFacts:

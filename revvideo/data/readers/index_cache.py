@@ -18,10 +18,10 @@ import numpy as np
 
 from revvideo.data.readers.packet_index import PacketIndex
 
-MAGIC = b"revvideo packets 1\n"
+MAGIC = b"revvideo packets 2\n"
 _ARRAYS = {"seconds": "<f8", "ticks": "<i8", "packet_ticks": "<i8", "key_ticks": "<i8"}
 
-_Key = tuple[str, int, int]
+FileKey = tuple[str, int, int]
 
 
 class IndexCache:
@@ -35,12 +35,12 @@ class IndexCache:
     def __init__(self, folder: str | None = None, max_bytes: int = 256 * 2**20):
         self.folder = folder
         self.max_bytes = max_bytes
-        self._memory: OrderedDict[_Key, PacketIndex] = OrderedDict()
+        self._memory: OrderedDict[FileKey, PacketIndex] = OrderedDict()
         self._held_bytes = 0
 
     def get(self, local_path: str) -> PacketIndex | None:
         """The index of the file as it is now, or None."""
-        key = _key(local_path)
+        key = file_key(local_path)
         if key is None:
             return None
         index = self._memory.get(key)
@@ -52,10 +52,17 @@ class IndexCache:
                 self._hold(key, index)
         return index
 
-    def put(self, local_path: str, index: PacketIndex) -> None:
-        """Keep the index of the file as it is now, in place of what was kept of it before."""
-        key = _key(local_path)
-        if key is None:
+    def put(self, local_path: str, index: PacketIndex, opened: FileKey | None = None) -> None:
+        """Keep the index of the file as it is now, in place of what was kept of it before.
+
+        Args:
+            local_path: the file.
+            index: of its packets.
+            opened: `file_key` of the file before it was opened: nothing is kept if another file has taken its place
+                since, which the index does not describe.
+        """
+        key = file_key(local_path)
+        if key is None or opened not in (None, key):
             return
         self._hold(key, index)
         if self.folder is not None:
@@ -67,7 +74,7 @@ class IndexCache:
     def __setstate__(self, state: dict) -> None:
         self.__init__(**state)
 
-    def _hold(self, key: _Key, index: PacketIndex) -> None:
+    def _hold(self, key: FileKey, index: PacketIndex) -> None:
         before = self._memory.pop(key, None)
         self._held_bytes += index.num_bytes - (before.num_bytes if before is not None else 0)
         self._memory[key] = index
@@ -75,10 +82,10 @@ class IndexCache:
             _, oldest = self._memory.popitem(last=False)
             self._held_bytes -= oldest.num_bytes
 
-    def _file(self, key: _Key) -> Path:
+    def _file(self, key: FileKey) -> Path:
         return Path(self.folder) / f"{hashlib.sha256(os.fsencode(key[0])).hexdigest()[:32]}.packets"
 
-    def _store(self, key: _Key, index: PacketIndex) -> None:
+    def _store(self, key: FileKey, index: PacketIndex) -> None:
         file = self._file(key)
         temporary = file.with_suffix(f".{os.getpid()}.tmp")  # several workers may write the same index at once
         try:
@@ -91,14 +98,15 @@ class IndexCache:
         except OSError:
             return  # a full or read-only disk costs the time that the cache would have saved
 
-    def _load(self, key: _Key) -> PacketIndex | None:
+    def _load(self, key: FileKey) -> PacketIndex | None:
         try:
             return _from_bytes(key, self._file(key).read_bytes())
         except (OSError, ValueError, KeyError, TypeError, struct.error):
             return None  # not there, of another version, or damaged: the video is scanned again
 
 
-def _key(local_path: str) -> _Key | None:
+def file_key(local_path: str) -> FileKey | None:
+    """What an entry belongs to: real path, bytes, time of change in nanoseconds. None where there is no file."""
     try:
         status = os.stat(local_path)
         return os.path.realpath(local_path), status.st_size, status.st_mtime_ns
@@ -106,7 +114,7 @@ def _key(local_path: str) -> _Key | None:
         return None
 
 
-def _to_bytes(key: _Key, index: PacketIndex) -> bytes:
+def _to_bytes(key: FileKey, index: PacketIndex) -> bytes:
     """MAGIC, checksum and length of the head, the head in json, the arrays one after the other."""
     arrays = {name: np.ascontiguousarray(getattr(index, name), kind) for name, kind in _ARRAYS.items()}
     head = {
@@ -123,7 +131,7 @@ def _to_bytes(key: _Key, index: PacketIndex) -> bytes:
     return MAGIC + struct.pack("<II", zlib.crc32(body), len(text)) + body
 
 
-def _from_bytes(key: _Key, content: bytes) -> PacketIndex:
+def _from_bytes(key: FileKey, content: bytes) -> PacketIndex:
     """
     Raises:
         ValueError, KeyError, TypeError, struct.error: not what `_to_bytes` wrote for this key.

@@ -91,6 +91,8 @@ def scan_packets(container: av.container.InputContainer, stream: av.VideoStream)
     index = _index_of(container, stream, pts, dts, keys, hidden)
     span = float(index.seconds[-1] - index.seconds[0])
     index.problems = problems + _fewer_than_named(container, stream, len(pts), span)
+    if container.format.name.startswith("matroska"):
+        index.problems += _shorter_than_named(container, float(index.seconds[-1]) + 1 / index.fps)
     return index
 
 
@@ -133,6 +135,19 @@ def _fewer_than_named(
     named_seconds = float((stream.duration or 0) * (stream.time_base or 0))
     if named_seconds > 1.1 * seconds + 0.2:  # an edit list shortens the duration with the frames
         return [f"the file names {stream.frames} frames ({named_seconds:.3g} s), {num_packets} ({seconds:.3g} s) came"]
+    return []
+
+
+def _shorter_than_named(container: av.container.InputContainer, end: float) -> list[str]:
+    """A line when a Matroska file, which has no table of frames, names a later end of its only stream.
+
+    Args:
+        container: the file. With sound, the end that it names may be the sound's.
+        end: of the last frame, in seconds.
+    """
+    named = (container.duration or 0) / av.time_base  # includes the time before the first frame
+    if len(container.streams) == 1 and named > 1.1 * end + 0.2:
+        return [f"the file ends early: it names {named:.3g} s, {end:.3g} s came"]
     return []
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from av.stream import Discard, Disposition
 from av.video.reformatter import VideoReformatter
 
-from revvideo.data.readers.index_cache import IndexCache
+from revvideo.data.readers.index_cache import IndexCache, file_key
 from revvideo.data.readers.packet_index import PacketIndex, scan_packets
 from revvideo.data.video_reader import MAX_PIXELS, VideoError, VideoReader
 
@@ -30,6 +30,41 @@ OPEN_SECONDS, READ_SECONDS = 30.0, 30.0
 _DEEP_ERRORS = (av.FFmpegError, OSError, ValueError, LookupError, ArithmeticError, EOFError, MemoryError)
 
 
+def open_stream(
+    local_path: str, *, strict: bool = False
+) -> tuple[av.container.InputContainer, av.VideoStream, list[av.VideoStream]]:
+    """Container, largest video stream, ready to decode with one thread, and all video streams but cover pictures.
+
+    The path is that of a regular non-empty file, as `open_video` sees to. With `strict` the decoder raises for whatever
+    it can see to be damaged.
+
+    Raises:
+        av.FFmpegError, OSError, ValueError: it cannot be opened, or has no video stream.
+    """
+    limits = {"max_pixels": str(MAX_PIXELS)}
+    container = av.open(
+        f"file:{local_path}",  # so that a colon in the name is not taken for a protocol
+        options={"format_whitelist": FORMATS, "protocol_whitelist": "file"} | limits,
+        timeout=(OPEN_SECONDS, READ_SECONDS),
+    )
+    try:
+        streams = [
+            stream
+            for stream in container.streams.video
+            if stream.codec_context is not None and not stream.disposition & Disposition.attached_pic
+        ]
+        if not streams:
+            raise ValueError("no video stream that can be decoded")
+        chosen = max(streams, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
+        context = chosen.codec_context
+        context.thread_count, context.thread_type = 1, "NONE"
+        context.options = limits | ({"err_detect": "explode"} if strict else {})
+    except BaseException:
+        container.close()
+        raise
+    return container, chosen, streams
+
+
 class PyAVReader(VideoReader):
     """`VideoReader` over PyAV. Built by `open_video`, which has checked that the path is a regular non-empty file."""
 
@@ -39,6 +74,7 @@ class PyAVReader(VideoReader):
         super().__init__(path, local_path, strict, index_cache)
         self._container = None
         self._reformatter = VideoReformatter()
+        self._opened = file_key(local_path) if index_cache is not None else None
         try:
             self._container, self._stream = self._open()
             self._index = self._packet_index()
@@ -48,7 +84,7 @@ class PyAVReader(VideoReader):
         except VideoError:
             self.close()
             raise
-        self.pts = self._index.seconds
+        self.pts = self._index.seconds.copy()  # the caller's own: the index may be a cache's
         self.num_frames = len(self.pts)
         self.fps = self._index.fps
         self.warnings += self._index.problems
@@ -73,21 +109,8 @@ class PyAVReader(VideoReader):
 
     def _open(self) -> tuple[av.container.InputContainer, av.VideoStream]:
         """A fresh container and its largest video stream, ready to decode with one thread."""
-        limits = {"max_pixels": str(MAX_PIXELS)}
-        container = av.open(
-            f"file:{self.local_path}",  # so that a colon in the name is not taken for a protocol
-            options={"format_whitelist": FORMATS, "protocol_whitelist": "file"} | limits,
-            timeout=(OPEN_SECONDS, READ_SECONDS),
-        )
+        container, chosen, _ = open_stream(self.local_path, strict=self.strict)
         try:
-            streams = [
-                stream
-                for stream in container.streams.video
-                if stream.codec_context is not None and not stream.disposition & Disposition.attached_pic
-            ]
-            if not streams:
-                raise self._error("no video stream that can be decoded")
-            chosen = max(streams, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
             context = chosen.codec_context
             if context.name not in CODECS:
                 raise self._error(f"the codec {context.name} is not among those that are read")
@@ -97,9 +120,6 @@ class PyAVReader(VideoReader):
             for stream in container.streams:
                 if stream is not chosen:
                     stream.discard = Discard.all
-            context.thread_count = 1
-            context.thread_type = "NONE"
-            context.options = limits | ({"err_detect": "explode"} if self.strict else {})
         except BaseException:
             container.close()
             raise
@@ -107,7 +127,7 @@ class PyAVReader(VideoReader):
 
     def _packet_index(self) -> PacketIndex:
         known = self.index_cache.get(self.local_path) if self.index_cache is not None else None
-        if known is not None:
+        if known is not None and self._opened == file_key(self.local_path):  # of the file that is open
             return known
         index = scan_packets(self._container, self._stream)
         self._remember(index)
@@ -115,7 +135,7 @@ class PyAVReader(VideoReader):
 
     def _remember(self, index: PacketIndex) -> None:
         if self.index_cache is not None:
-            self.index_cache.put(self.local_path, index)
+            self.index_cache.put(self.local_path, index, self._opened)
 
     def _check_pixels(self, width: int, height: int) -> None:
         if width * height > MAX_PIXELS:
