@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from videos import damage, decode_plainly, frame_number, write_video
+from videos import damage, decode_plainly, frame_number, unreadable_files, write_video
 
 import revvideo
 from revvideo.data.readers.library_reader import resize_frames
@@ -197,22 +197,6 @@ def test_pictures_of_a_reader_outlive_it(backend, video_of):
         frames = video.frames([7])
         video.frames([8])
     assert numbers(frames, "b_frames.mp4") == [7]
-
-
-def unreadable_files(folder: Path) -> list[str]:
-    whole = Path(write_video(folder / "whole.mp4", 30)).read_bytes()
-    contents = {
-        "empty.mp4": b"",
-        "text.mp4": b"not a video\n",
-        "noise.mp4": np.random.default_rng(0).bytes(20000),
-        "no_index.mp4": whole[: len(whole) // 2],  # the index stands at the end
-        "playlist.mp4": b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:1,\nwhole.mp4\n#EXT-X-ENDLIST\n",
-    }
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    os.mkfifo(folder / "fifo.mp4")
-    (folder / "folder.mp4").mkdir()
-    return [*contents, "fifo.mp4", "folder.mp4", "missing.mp4"]
 
 
 def test_unreadable_files(backend, tmp_path):

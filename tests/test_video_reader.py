@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from videos import damage, decode_plainly, frame_number, write_video
+from videos import damage, decode_plainly, frame_number, unreadable_files, write_video
 
 from revvideo.data.readers.pyav import PyAVReader, quarter_turns
 from revvideo.data.video_reader import VideoError, open_video
@@ -95,26 +95,8 @@ def test_indices_that_are_no_whole_numbers(tmp_path, indices):
         video.frames(indices)
 
 
-def make_unreadable(folder):
-    whole = Path(write_video(folder / "whole.mp4", 30)).read_bytes()
-    contents = {
-        "empty.mp4": b"",
-        "text.mp4": b"not a video\n",
-        "page.mp4": b"<html><body>404</body></html>" * 50,
-        "zeros.mp4": bytes(20000),
-        "noise.mp4": np.random.default_rng(0).bytes(20000),
-        "no_index.mp4": whole[: len(whole) // 2],  # the index stands at the end
-        "playlist.mp4": b"ffconcat version 1.0\nfile whole.mp4\n",
-    }
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    os.mkfifo(folder / "fifo.mp4")
-    (folder / "folder.mp4").mkdir()
-    return [*contents, "fifo.mp4", "folder.mp4", "missing.mp4"]
-
-
 def test_unreadable_files_raise_video_error_only(tmp_path):
-    for name in make_unreadable(tmp_path):
+    for name in unreadable_files(tmp_path):
         with pytest.raises(VideoError) as caught:
             open_video(str(tmp_path / name))
         assert caught.value.path.endswith(name)

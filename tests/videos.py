@@ -1,5 +1,6 @@
 """Tiny generated videos for tests: every frame tells its number, and the encoder's options can be chosen."""
 
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -84,3 +85,23 @@ def decode_plainly(path: str) -> np.ndarray:
     with av.open(path) as container:
         container.streams.video[0].codec_context.thread_count = 1
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def unreadable_files(folder: Path) -> list[str]:
+    """Names of things in a folder that no reader can read, beside `whole.mp4`; one of them is not there."""
+    whole = Path(write_video(folder / "whole.mp4", 30)).read_bytes()
+    contents = {
+        "empty.mp4": b"",
+        "text.mp4": b"not a video\n",
+        "page.mp4": b"<html><body>404</body></html>" * 50,
+        "zeros.mp4": bytes(20000),
+        "noise.mp4": np.random.default_rng(0).bytes(20000),
+        "no_index.mp4": whole[: len(whole) // 2],  # the index stands at the end
+        "concat.mp4": b"ffconcat version 1.0\nfile whole.mp4\n",
+        "playlist.mp4": b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:1,\nwhole.mp4\n#EXT-X-ENDLIST\n",
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    os.mkfifo(folder / "fifo.mp4")
+    (folder / "folder.mp4").mkdir()
+    return [*contents, "fifo.mp4", "folder.mp4", "missing.mp4"]

@@ -7,7 +7,7 @@ samples for any number of processes.
 import contextlib
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -204,37 +204,35 @@ class ClipLoader:
                 raise RuntimeError("another iteration over this loader has begun; one can go on at a time")
 
     def _iterator(self) -> Iterator:
-        try:
-            with self.failures_named():
-                return iter(self._loader)
-        except WorkerFailed:
+        items = self._asked(lambda: iter(self._loader))
+        if items is _WAITED:  # workers are still busy with an iteration that was left in the middle
             self.close()
-            raise
-        except RuntimeError as error:
-            if not is_timeout(error):
-                raise
-            # Workers are still busy with an iteration that was left in the middle.
-            self.close()
-            return iter(self._loader)
+            items = iter(self._loader)
+        return items
 
     def _next(self, items: Iterator):
         began = time.monotonic_ns()
-        while True:
-            try:
-                with self.failures_named():
-                    return next(items, _END)
-            except WorkerFailed:
-                self.close()
-                raise
-            except RuntimeError as error:
-                if not is_timeout(error):
-                    raise
+        while (item := self._asked(lambda: next(items, _END))) is _WAITED:
             try:
                 self._board.check_silence(began, self.timeout_seconds, self.dataset.manifest.paths)
             except WorkerFailed:
                 self._kill(self._board.silent_processes(self.timeout_seconds))
                 self.close()
                 raise
+        return item
+
+    def _asked(self, work: Callable):
+        """What the DataLoader answers, its failures named; `_WAITED` where it has waited for its workers in vain."""
+        try:
+            with self.failures_named():
+                return work()
+        except WorkerFailed:
+            self.close()
+            raise
+        except RuntimeError as error:
+            if not is_timeout(error):
+                raise
+            return _WAITED
 
     def close(self) -> None:
         """End the worker processes; the next iteration starts new ones.
@@ -313,7 +311,7 @@ class TrainLoader(ClipLoader):
         self.set_epoch(state["epoch"], state["batch"])
 
 
-_END = object()
+_END, _WAITED = object(), object()
 _LOOK_SECONDS = 20.0
 _KILL_SECONDS = 2.0
 
