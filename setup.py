@@ -42,7 +42,7 @@ setup(
     ],
     extras_require={
         # One minor series of ruff: the next one may format differently.
-        "dev": ["ruff==0.17.*", "pytest>=8", "pytest-xdist>=3.5", "build", "setuptools>=77", "wheel"],
+        "dev": ["ruff==0.17.*", "pytest>=8", "pytest-xdist>=3.5", "tensorboard", "build", "setuptools>=77", "wheel"],
         "torchcodec": ["torchcodec"],
         "tensorboard": ["tensorboard"],
         "plot": ["matplotlib"],

@@ -11,3 +11,11 @@ class WorkerFailed(RuntimeError):
 
 class CheckFailed(RuntimeError):
     """A check that the user asked for did not hold: exit code 3."""
+
+
+class RankFailed(RuntimeError):
+    """Another process of the run failed; the message names it and its error: exit code 1, one line."""
+
+
+class Stopped(Exception):
+    """The run was stopped by a signal, after a checkpoint: exit code 75."""

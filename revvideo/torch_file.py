@@ -3,6 +3,7 @@
 import os
 import pickle
 import struct
+from typing import BinaryIO, Protocol
 
 import torch
 
@@ -11,6 +12,12 @@ from revvideo.paths import path_manager
 
 # What torch.load raises for files that are not what they should be, besides the refusal of pickled objects.
 UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError, struct.error)
+
+
+class Digest(Protocol):
+    """What hashlib's objects can do."""
+
+    def update(self, data, /) -> None: ...
 
 
 def local_file(path: str | os.PathLike) -> str:
@@ -49,14 +56,20 @@ def read_torch_file(path: str | os.PathLike) -> object:
         raise InputError(f"{path}: damaged, cut off, or no checkpoint ({first_line(error)})") from error
 
 
-def write_torch_file(path: str | os.PathLike, content: object) -> None:
+def write_torch_file(path: str | os.PathLike, content: object, *, digest: Digest | None = None) -> None:
     """torch.save to a local file.
+
+    Args:
+        path: local path.
+        content: tensors and plain values, nested in dicts, lists and tuples.
+        digest: one of hashlib's objects; it is given every byte of the file on its way there, so that the checksum
+            needs no second reading, and is that of what was meant to be written.
 
     Raises:
         OSError: the disk is full, there is no such folder, ...
     """
     with open(path, "wb") as file:
-        recorder = _Recorder(file)
+        recorder = _Recorder(file, digest)
         try:
             torch.save(content, recorder)
         except RuntimeError as error:
@@ -79,12 +92,14 @@ def _read(local: str) -> object:
 
 
 class _Recorder:
-    """Hands writes on to `file` and keeps an OSError, which torch's zip writer turns into a RuntimeError."""
+    """Hands writes on to `file` and `digest`; keeps an OSError, which torch's zip writer turns into a RuntimeError."""
 
-    def __init__(self, file):
-        self.file, self.error = file, None
+    def __init__(self, file: BinaryIO, digest: Digest | None):
+        self.file, self.digest, self.error = file, digest, None
 
     def write(self, data) -> int:
+        if self.digest is not None:
+            self.digest.update(data)
         try:
             return self.file.write(data)
         except OSError as error:

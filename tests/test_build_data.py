@@ -39,7 +39,7 @@ def test_without_augmentation_nothing_of_aug_acts(data):
     assert switched_off.dataset.transform.augment is None
     for one, other in zip(plain, switched_off, strict=True):
         assert torch.equal(one.video, other.video)
-        clips, labels = build_train_input(config(data, off), CPU)(one, 0, 0)
+        ((clips, labels),) = build_train_input(config(data, off), CPU)(one, 0, 0)
         assert torch.equal(clips, build_eval_input(config(data), CPU)(one.video))
         assert torch.equal(labels, one.label)
 
@@ -59,14 +59,19 @@ def test_random_erasing_depends_on_the_step_alone(data):
     keys = AUGMENTED | {"AUG.AA_TYPE": "", "AUG.RE_MODE": "const"}
     batch = next(iter(train_loader_of(data, keys)))
     prepare = build_train_input(config(data, keys), CPU)
-    clips = prepare(batch, 1, 3)[0]
+
+    def prepared(step: int) -> torch.Tensor:
+        ((clips, _),) = prepare(batch, 1, step)
+        return clips
+
+    clips = prepared(3)
     erased = clips == 0
     untouched = build_eval_input(config(data), CPU)(batch.video)
     assert (erased.flatten(1).float().mean(1) > 0.01).all()
     assert torch.equal(clips[~erased], untouched[~erased])
-    assert torch.equal(clips, prepare(batch, 1, 3)[0])
-    assert not torch.equal(clips, prepare(batch, 1, 4)[0])
-    without = build_train_input(config(data, keys, {"AUG.RE_PROB": 0.0}), CPU)(batch, 1, 3)[0]
+    assert torch.equal(clips, prepared(3))
+    assert not torch.equal(clips, prepared(4))
+    ((without, _),) = build_train_input(config(data, keys, {"AUG.RE_PROB": 0.0}), CPU)(batch, 1, 3)
     assert torch.equal(without, untouched)
 
 

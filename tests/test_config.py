@@ -77,7 +77,7 @@ def test_own_keys_are_in_sections_of_their_own():
         name.split(".")[0] for name in (*UNUSED_KEYS, *KEYS) if name not in KEYS or not KEYS[name].ours
     }
     own = {name.split(".")[0] for name, key in KEYS.items() if key.ours}
-    assert own == {"REV", "INIT", "AMP", "RUN", "LOADER", "EVAL", "COMPILE"}
+    assert own == {"REV", "INIT", "AMP", "RUN", "LOADER", "EVAL", "COMPILE", "EMA", "DIST", "FINETUNE"}
     assert not own & pyslowfast_sections
     assert not set(KEYS) & UNUSED_KEYS
 

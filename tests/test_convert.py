@@ -102,6 +102,9 @@ class Trainer(SimpleNamespace):
     def load(self, state: dict, *, source: str) -> None:
         self.progress = state
 
+    def restart_average(self) -> None:
+        self.restarted = True
+
 
 def started(path, model, **keys) -> Trainer:
     cfg = load_config("demo/REV_MVIT_DEMO", [item for name, value in keys.items() for item in (f"TRAIN.{name}", value)])

@@ -123,7 +123,7 @@ def test_an_epoch_can_be_entered_in_the_middle(manifest):
     loader = train_loader(train_clips(manifest), batch_size=2, seed=0)
     loader.set_epoch(1)
     whole = list(loader)
-    loader.set_epoch(1, start_batch=2)
+    loader.set_epoch(1, start_sample=4)
     assert len(loader) == 2
     rest = list(loader)
     assert [b.index.tolist() for b in rest] == [b.index.tolist() for b in whole[2:]]

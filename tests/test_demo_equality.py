@@ -42,13 +42,14 @@ def train(folder, batches: list, dtype: torch.dtype | None, backprop: str) -> to
     """The losses of all steps."""
     cfg = demo_config(folder / "data", folder, dtype, backprop)
     with EventLog(folder / f"{backprop}_{dtype}.jsonl") as events:
-        trainer = jobs.build_trainer(cfg, events)
+        trainer = jobs.build_trainer(jobs.Run(cfg, events))
     trainer.model.train()
     losses = []
     for epoch, step, num_steps, batch in batches:
-        clips, labels = (each[: CLIPS_A_STEP[dtype]] for each in trainer.prepare(batch, epoch, step))
+        (part,) = trainer.prepare(batch, epoch, step)
+        clips, labels = (each[: CLIPS_A_STEP[dtype]] for each in part)
         rate = trainer.settings.learning_rate(epoch + step / num_steps)
-        losses.append(trainer.train_step(clips, labels, rate)[0].float())
+        losses.append(trainer.step([(clips, labels)], rate).loss.float())
     return torch.stack(losses)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from revvideo.engine.events import EventLog, read_events
 from revvideo.engine.losses import make_loss
-from revvideo.engine.trainer import Trainer, TrainSettings
+from revvideo.engine.train_step import StepSettings, TrainStep
 from revvideo.errors import CheckFailed
 from revvideo.models.block_plan import plan_blocks
 from revvideo.models.inversion_check import InversionCheck
@@ -22,16 +22,13 @@ from revvideo.models.rev_mvit import RevMViT
 FOUND = {(0, 1): 1e-7, (0, 2): 3e-6, (4, 1): 2e-2, (4, 2): 1e-4}
 
 
-def make_trainer(folder, model: nn.Module, check_inversion, **settings) -> Trainer:
-    return Trainer(
+def make_step(folder, model: nn.Module, check_inversion, **settings) -> TrainStep:
+    return TrainStep(
         model,
         torch.optim.SGD(model.parameters(), lr=0.1),
         make_loss("cross_entropy"),
-        TrainSettings(max_epoch=1, learning_rate=lambda epoch: 0.1, **settings),
-        prepare=lambda batch, epoch, step: batch,
+        StepSettings(**settings),
         device=torch.device("cpu"),
-        folder=folder,
-        config_text="",
         events=EventLog(folder / "events.jsonl"),
         check_inversion=check_inversion,
     )
@@ -45,11 +42,11 @@ def stub(found: dict) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext(SimpleNamespace(errors=found))
 
 
-def steps_of_a_stub(folder, found: dict, steps=range(1), **settings) -> Trainer:
-    trainer = make_trainer(folder, nn.Linear(3, 4), lambda: stub(found), **settings)
+def steps_of_a_stub(folder, found: dict, steps=range(1), **settings) -> TrainStep:
+    train_step = make_step(folder, nn.Linear(3, 4), lambda: stub(found), **settings)
     for step in steps:
-        trainer.train_step(torch.ones(2, 3), torch.tensor([0, 1]), 0.1, step=step)
-    return trainer
+        train_step([(torch.ones(2, 3), torch.tensor([0, 1]))], 0.1, step=step)
+    return train_step
 
 
 def test_every_nth_step_is_checked_and_written_down(tmp_path):
@@ -70,9 +67,9 @@ def test_without_a_period_nothing_is_checked(tmp_path, settings):
 def test_above_the_limit_training_stops_before_the_weights_change(tmp_path, error):
     model = nn.Linear(3, 4)
     weight = model.weight.detach().clone()
-    trainer = make_trainer(tmp_path, model, lambda: stub(FOUND | {(4, 1): error}), check_inversion_period=1)
+    train_step = make_step(tmp_path, model, lambda: stub(FOUND | {(4, 1): error}), check_inversion_period=1)
     with pytest.raises(CheckFailed) as caught:
-        trainer.train_step(torch.ones(2, 3), torch.tensor([0, 1]), 0.1, step=5)
+        train_step([(torch.ones(2, 3), torch.tensor([0, 1]))], 0.1, step=5)
     said = str(caught.value)
     for part in ("step 5", "block 4", "stream 1", f"{error:.2e}", "1.00e-03", "BUFFER_EVERY 1", "REV.BACKPROP plain"):
         assert part in said
@@ -118,10 +115,10 @@ def scale(branch: nn.Module) -> None:
 
 
 def train(folder, model: RevMViT, steps: int = 3) -> list[dict]:
-    trainer = make_trainer(folder, model, model.check_inversion, check_inversion_period=1)
+    train_step = make_step(folder, model, model.check_inversion, check_inversion_period=1)
     for step in range(steps):
         clips = torch.randn(4, *CLIP_SHAPE, generator=torch.Generator().manual_seed(step))
-        trainer.train_step(clips, torch.arange(4), 1e-9, step=step)
+        train_step([(clips, torch.arange(4))], 1e-9, step=step)
     return checks(folder)
 
 

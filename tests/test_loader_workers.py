@@ -124,24 +124,24 @@ def test_a_restored_loader_goes_on_in_the_middle_of_the_epoch(manifest, wanted, 
     loader = loader_of(manifest, num_workers=num_workers)
     assert_same(batches(loader, 0), wanted[0])
     loader.set_epoch(1)
-    assert loader.state_dict()["batch"] == 0
+    assert loader.state_dict()["samples"] == 0
     given = iter(loader)
     assert_same([copied(next(given)), copied(next(given))], wanted[1][:2])
     state = json.loads(json.dumps(loader.state_dict()))
-    assert (state["epoch"], state["batch"]) == (1, 2)  # prefetched batches are not given out ones
+    assert (state["epoch"], state["samples"]) == (1, 2 * BATCH)  # prefetched batches are not given out ones
     restored = loader_of(manifest, num_workers=num_workers)
     restored.load_state_dict(state)
     assert restored.state_dict() == state
     assert len(restored) == 2
     assert_same([copied(batch) for batch in restored], wanted[1][2:])
-    assert restored.state_dict()["batch"] == NUM_VIDEOS // BATCH
+    assert restored.state_dict()["samples"] == NUM_VIDEOS // BATCH * BATCH
     assert_same(batches(restored, 0), wanted[0])
     assert_same(batches(loader, 0), wanted[0])  # after an iteration that was left in the middle
 
 
 def test_a_position_serves_another_number_of_processes(manifest, wanted):
     loader = loader_of(manifest)
-    loader.set_epoch(1, start_batch=1)
+    loader.set_epoch(1, start_sample=BATCH)
     state = loader.state_dict()
     parts = []
     for rank in range(2):
@@ -156,8 +156,57 @@ def test_a_position_of_another_run_is_refused(manifest):
     state = loader_of(manifest).state_dict()
     with pytest.raises(InputError, match=r"seed 0, but this run has 1.*RNG_SEED"):
         loader_of(manifest, seed=1).load_state_dict(state)
-    with pytest.raises(InputError, match=r"videos_per_step 2, but this run has 4"):
-        loader_of(manifest, batch_size=4).load_state_dict(state)
+    with pytest.raises(InputError, match=r"shuffle True, but this run has False"):
+        loader_of(manifest, shuffle=False).load_state_dict(state)
+
+
+def test_another_batch_size_goes_on_at_the_same_sample(manifest):
+    order = [index for _, _, indices, _ in batches(loader_of(manifest, clips=1), 1) for index in indices]
+    loader = loader_of(manifest, clips=1)
+    loader.set_epoch(1, start_sample=BATCH)
+    larger = loader_of(manifest, batch_size=3, clips=1)
+    larger.load_state_dict(loader.state_dict())
+    found = [batch.index.tolist() for batch in larger]
+    assert found == [order[BATCH : BATCH + 3], order[BATCH + 3 :]]
+    assert larger.state_dict()["samples"] == NUM_VIDEOS
+    assert larger.batches_per_epoch == NUM_VIDEOS // 3
+
+
+def test_the_origin_of_a_batch_names_its_videos_and_seeds(manifest):
+    loader = loader_of(manifest)
+    loader.set_epoch(1)
+    batch = next(iter(loader))
+    origin = loader.origin(batch)
+    assert origin["samples"] == batch.index.tolist()
+    assert origin["videos"] == [manifest.paths[index] for index in batch.index.tolist()]
+    assert (origin["seed"], origin["epoch"]) == (0, 1)
+
+
+# Signals to the whole job
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_workers_survive_a_stop_signal_to_all_processes_and_end_with_their_parent(manifest, wanted, number):
+    loader = loader_of(manifest, num_workers=2)
+    loader.set_epoch(0)
+    given = iter(loader)
+    found = [copied(next(given))]
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    sender = multiprocessing.get_context("fork").Process(
+        target=lambda: [os.kill(worker.pid, number) for worker in workers]
+    )
+    sender.start()
+    sender.join()
+    assert sender.exitcode == 0
+    found += [copied(batch) for batch in given]
+    assert_same(found, wanted[0])
+    assert all(worker.is_alive() for worker in workers)
+    for worker in workers:
+        worker.terminate()  # SIGTERM, too, but from the parent
+        worker.join(10)
+        assert worker.exitcode is not None
+    loader.close()
 
 
 # Workers that fail

@@ -52,8 +52,9 @@ def test_the_run_folder_holds_what_the_design_says(finished):
         "results.json",
         "predictions.npz",
     }
-    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    assert names == ["checkpoint_epoch_00001.pyth", "checkpoint_epoch_00002.pyth"]
+    names = {path.name for path in (folder / "checkpoints").iterdir()}
+    epochs = ("epoch_00001.pyth", "epoch_00002.pyth")
+    assert names == {"best.pyth", *(f"checkpoint_{name}" for name in epochs), *(f"{name}.sha256" for name in epochs)}
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["torch"] == torch.__version__
 
@@ -235,7 +236,11 @@ def test_validation_comes_every_eval_period_and_at_the_end(data, tmp_path):
     tiny.done(tiny.run_net(data, tmp_path, keys))
     validations = tiny.events(tmp_path, "validation")
     assert [event["epoch"] for event in validations] == [1, 3, 4]
-    assert [event["epoch"] for event in tiny.events(tmp_path, "checkpoint")] == [2, 4]
+    better, best = [], -1.0  # a new best one is kept, too
+    for event in validations:
+        if event["top1_acc"] > best:
+            better, best = [*better, event["epoch"]], event["top1_acc"]
+    assert [event["epoch"] for event in tiny.events(tmp_path, "checkpoint")] == sorted({2, 4, *better})
     assert all(event["num_videos"] == event["num_expected"] == tiny.NUM_TEST for event in validations)
     assert not (tmp_path / "results.json").exists()  # TEST.ENABLE False
 

@@ -49,15 +49,15 @@ def tiny_config(data: Path, folder: Path, backprop: str, *layers: dict):
 def train(cfg, folder: Path, batches: list, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Losses and gradient norms of the steps, and all weights at the end, in one vector."""
     with EventLog(folder / f"{cfg.REV.BACKPROP}.jsonl") as events:
-        trainer = jobs.build_trainer(cfg, events)
+        trainer = jobs.build_trainer(jobs.Run(cfg, events))
     trainer.model.to(dtype).train()
     found, norms = [], []
     for epoch, step, num_steps, batch in batches:
-        clips, targets = trainer.prepare(batch, epoch, step)
+        ((clips, targets),) = trainer.prepare(batch, epoch, step)
         rate = trainer.settings.learning_rate(epoch + step / num_steps)
-        loss, _, norm = trainer.train_step(clips.to(dtype), targets.to(dtype), rate)
-        found.append(loss)
-        norms.append(norm)
+        outcome = trainer.step([(clips.to(dtype), targets.to(dtype))], rate)
+        found.append(outcome.loss)
+        norms.append(outcome.grad_norm)
     assert all(value.dtype == dtype for value in found)
     weights = torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
     return torch.stack(found), torch.stack(norms), weights

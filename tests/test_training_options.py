@@ -85,7 +85,7 @@ def test_gradient_clipping(data, tmp_path, clip):
     train(data, tmp_path, keys)
     cfg = load_config(tmp_path / "config.yaml")
     with EventLog(tmp_path / "other.jsonl") as events:
-        start = jobs.build_trainer(cfg, events).model.state_dict()
+        start = jobs.build_trainer(jobs.Run(cfg, events)).model.state_dict()
     end = torch.load(tmp_path / "checkpoints/checkpoint_epoch_00001.pyth", weights_only=True)["model_state"]
     (step,) = tiny.events(tmp_path, "train_step")
     moves = torch.cat([(start[name] - end[name]).flatten() for name in start])

@@ -12,7 +12,14 @@ from revvideo.build.data import (
     temporal_views,
 )
 from revvideo.build.model import build_model, check_pooling
-from revvideo.build.solver import build_loss, build_optimizer, choose_device, eval_amp_dtype, train_settings
+from revvideo.build.solver import (
+    build_loss,
+    build_optimizer,
+    choose_device,
+    eval_amp_dtype,
+    step_settings,
+    train_settings,
+)
 
 __all__ = [
     "build_eval_input",
@@ -29,6 +36,7 @@ __all__ = [
     "compile_model",
     "eval_amp_dtype",
     "sampling_notes",
+    "step_settings",
     "temporal_views",
     "train_settings",
 ]

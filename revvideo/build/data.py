@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,11 +16,12 @@ from revvideo.config.batch import BatchPlan
 from revvideo.data import sampling
 from revvideo.data.dataset import ClipSpec, EvalClips, TrainClips
 from revvideo.data.image_dataset import EvalImages, TrainImages
-from revvideo.data.loader import Batch, ClipLoader, TrainLoader, eval_loader, train_loader
+from revvideo.data.loader import Batch, ClipLoader, TrainLoader, batch_part, eval_loader, train_loader
 from revvideo.data.manifest import Manifest, read_split, require_files, write_missing
 from revvideo.data.mixing import Mixing
 from revvideo.data.readers.index_cache import IndexCache
 from revvideo.data.transforms import EvalTransform, normalise
+from revvideo.distributed.env import Process
 from revvideo.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ DATASETS = {
     "ptvssv2": "ssv2",
     "imagenet": "imagenet",
 }
+ALONE = Process()
 _PLURAL = {"video": "videos", "frames": "frame folders", "image": "pictures"}
 
 
@@ -108,8 +110,10 @@ def _report_missing(manifest: Manifest, split: str, folder: Path | None) -> None
         write_missing(manifest, missing, file)
 
 
-def build_train_loader(cfg: CfgNode, plan: BatchPlan, *, folder: Path | None = None) -> TrainLoader:
-    """Random clips, or crops of pictures, of the training set; `folder` as in `build_manifest`."""
+def build_train_loader(
+    cfg: CfgNode, plan: BatchPlan, *, process: Process = ALONE, folder: Path | None = None
+) -> TrainLoader:
+    """This process's random clips, or crops of pictures, of the training set; `folder` as in `build_manifest`."""
     manifest = build_manifest(cfg, "train", folder=folder)
     repeats = cfg.AUG.NUM_SAMPLE if cfg.AUG.ENABLE else 1
     if manifest.kind == "image":
@@ -124,27 +128,37 @@ def build_train_loader(cfg: CfgNode, plan: BatchPlan, *, folder: Path | None = N
             num_clips_per_video=repeats,
             **_reading_options(cfg, manifest),
         )
-    return train_loader(dataset, batch_size=plan.videos_per_process, seed=cfg.RNG_SEED, **_worker_options(cfg))
+    return train_loader(
+        dataset,
+        batch_size=plan.videos_per_process,
+        seed=cfg.RNG_SEED,
+        rank=process.rank,
+        world_size=process.world_size,
+        **_worker_options(cfg),
+    )
 
 
-def build_val_loader(cfg: CfgNode, *, folder: Path | None = None) -> ClipLoader:
-    """One centre clip, centre crop, of every video of the validation set; `folder` as in `build_manifest`."""
+def build_val_loader(cfg: CfgNode, *, process: Process = ALONE, folder: Path | None = None) -> ClipLoader:
+    """One centre clip, centre crop, of this process's videos of the validation set; `folder` as in `build_manifest`."""
     manifest = build_manifest(cfg, "val", folder=folder)
     if manifest.kind == "image":
-        return _image_eval_loader(cfg, manifest)
+        return _image_eval_loader(cfg, manifest, process)
     transform = EvalTransform(crop_size=cfg.DATA.TEST_CROP_SIZE, short_side=cfg.DATA.TRAIN_JITTER_SCALES[0])
     clip = _clip_spec(cfg, "val")
     clips = EvalClips(manifest, clip, transform, centre=True, **_reading_options(cfg, manifest))
-    return eval_loader(clips, **_worker_options(cfg))
+    return _eval_loader(cfg, clips, process)
 
 
-def build_test_loader(cfg: CfgNode, num_views: int, *, manifest: Manifest | None = None) -> ClipLoader:
-    """All views of every video of the test set: `num_views` in time, TEST.NUM_SPATIAL_CROPS in space.
+def build_test_loader(
+    cfg: CfgNode, num_views: int, *, manifest: Manifest | None = None, process: Process = ALONE
+) -> ClipLoader:
+    """All views of this process's videos of the test set: `num_views` in time, TEST.NUM_SPATIAL_CROPS in space.
 
     Args:
         cfg: the config.
         num_views: temporal views; a picture has one.
         manifest: what `build_manifest` gave for the split test; None reads it here.
+        process: takes its share of the videos.
     """
     if manifest is None:
         manifest = build_manifest(cfg, "test")
@@ -155,7 +169,7 @@ def build_test_loader(cfg: CfgNode, num_views: int, *, manifest: Manifest | None
                 f"a picture has one view, but {num_views} temporal views of {crops} crops are asked for; set "
                 "TEST.NUM_ENSEMBLE_VIEWS 1 TEST.NUM_SPATIAL_CROPS 1 (and TEST.NUM_TEMPORAL_CLIPS [])"
             )
-        return _image_eval_loader(cfg, manifest)
+        return _image_eval_loader(cfg, manifest, process)
     clip = _clip_spec(cfg, "test")
     if clip.segments and num_views > 1:
         logger.warning("TEST.DATASET ssv2: all %d temporal views of a video are the same frames", num_views)
@@ -170,12 +184,16 @@ def build_test_loader(cfg: CfgNode, num_views: int, *, manifest: Manifest | None
         to_end=cfg.EVAL.VIEWS == "to_end",
         **_reading_options(cfg, manifest),
     )
-    return eval_loader(clips, **_worker_options(cfg))
+    return _eval_loader(cfg, clips, process)
 
 
-def _image_eval_loader(cfg: CfgNode, manifest: Manifest) -> ClipLoader:
+def _image_eval_loader(cfg: CfgNode, manifest: Manifest, process: Process) -> ClipLoader:
     _check_image_model(cfg)
-    return eval_loader(EvalImages(manifest, image_eval_transform(cfg)), **_worker_options(cfg))
+    return _eval_loader(cfg, EvalImages(manifest, image_eval_transform(cfg)), process)
+
+
+def _eval_loader(cfg: CfgNode, dataset: EvalClips | EvalImages, process: Process) -> ClipLoader:
+    return eval_loader(dataset, rank=process.rank, world_size=process.world_size, **_worker_options(cfg))
 
 
 def _check_image_model(cfg: CfgNode) -> None:
@@ -245,8 +263,21 @@ def build_eval_input(cfg: CfgNode, device: torch.device) -> Callable[[Tensor], T
     return prepare
 
 
-def build_train_input(cfg: CfgNode, device: torch.device) -> Callable[[Batch, int, int], tuple[Tensor, Tensor]]:
-    """A batch to what the trainer feeds the model: clips normalised, erased (AUG) and mixed (MIXUP), and targets."""
+def build_train_input(
+    cfg: CfgNode, device: torch.device, *, num_parts: int = 1, rank: int = 0
+) -> Callable[[Batch, int, int], Iterator[tuple[Tensor, Tensor]]]:
+    """A batch to what the trainer feeds the model: clips normalised, erased (AUG) and mixed (MIXUP), and targets.
+
+    Args:
+        cfg: the config.
+        device: of the model.
+        num_parts: the clips come in so many parts, one after the other. Mixing pairs each clip with the one at the
+            mirrored place of the whole batch, so that the parts together are the batch in one part.
+        rank: number of this process.
+
+    Returns:
+        `(batch, epoch, step) -> parts`, see `Trainer`.
+    """
     normalised, erase, mixing = build_eval_input(cfg, device), build_erasing(cfg), None
     if cfg.MIXUP.ENABLE:
         mixing = Mixing(
@@ -258,13 +289,17 @@ def build_train_input(cfg: CfgNode, device: torch.device) -> Callable[[Batch, in
             label_smoothing=cfg.MIXUP.LABEL_SMOOTH_VALUE,
         )
 
-    def prepare(batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        clips, labels = normalised(batch.video), batch.label.to(device, non_blocking=True)
-        if erase is not None:
-            clips = erase(clips, sampling.erasing_generator(cfg.RNG_SEED, epoch, step, 0))
-        if mixing is None:
-            return clips, labels
-        return mixing(clips, labels, sampling.mixing_generator(cfg.RNG_SEED, epoch, step, 0))
+    def prepare(batch: Batch, epoch: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for part in range(num_parts):
+            video, labels = batch_part(batch, part, num_parts)
+            clips, targets = normalised(video), labels.to(device, non_blocking=True)
+            del video  # a copy of the part, which need not be there while the model works
+            if erase is not None:
+                clips = erase(clips, sampling.erasing_generator(cfg.RNG_SEED, epoch, step, rank, part))
+            if mixing is not None:
+                generator = sampling.mixing_generator(cfg.RNG_SEED, epoch, step, rank)  # the same box in each part
+                clips, targets = mixing(clips, targets, generator)
+            yield clips, targets
 
     return prepare
 

@@ -6,35 +6,38 @@ from torch import nn
 
 from revvideo.config import ConfigError
 from revvideo.config.batch import BatchPlan
+from revvideo.distributed.env import Process
 from revvideo.engine.losses import Loss, make_loss
 from revvideo.engine.optimizer import make_optimizer, parameter_groups
 from revvideo.engine.schedule import learning_rate
+from revvideo.engine.train_step import StepSettings
 from revvideo.engine.trainer import TrainSettings
 
+ALONE = Process()
 AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def choose_device(cfg: CfgNode) -> torch.device:
-    """The one device that a plain run uses: the CPU for NUM_GPUS 0, else the first GPU.
+def choose_device(cfg: CfgNode, process: Process = ALONE) -> torch.device:
+    """The device of a process: the CPU for NUM_GPUS 0, else the GPU of its number on its machine.
+
+    CUDA_VISIBLE_DEVICES stays as the launcher has set it: where each process sees one GPU, that is its own.
 
     Raises:
-        ConfigError: the config asks for several machines or GPUs, or for a GPU that is not there; the message says
-            which overrides run it here.
+        ConfigError: there are fewer GPUs than processes, or none.
     """
-    here = f"NUM_SHARDS 1 NUM_GPUS {int(torch.cuda.is_available())}" + (" SHARD_ID 0" if cfg.SHARD_ID else "")
-    if cfg.NUM_SHARDS > 1:
+    if not cfg.NUM_GPUS:
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
         raise ConfigError(
-            f"NUM_SHARDS is {cfg.NUM_SHARDS}, but this is a plain run on one machine; to run the config here, in one "
-            f"process, add: {here} (and leave out --num_shards; the batch stays TRAIN.BATCH_SIZE "
-            f"{cfg.TRAIN.BATCH_SIZE}, per machine)"
+            f"NUM_GPUS is {cfg.NUM_GPUS}, but torch finds no CUDA device; add NUM_GPUS 0 to run on the CPU"
         )
-    if cfg.NUM_GPUS > 1:
+    if process.local_rank >= count > 1:
         raise ConfigError(
-            f"NUM_GPUS is {cfg.NUM_GPUS}; this version trains in one process, on the CPU or one GPU: add {here}"
+            f"process {process.local_rank} of this machine has no GPU: {count} are visible to the "
+            f"{process.local_world_size} processes; start at most {count} (NUM_GPUS, --nproc-per-node, --ntasks-per-node)"
         )
-    if cfg.NUM_GPUS == 1 and not torch.cuda.is_available():
-        raise ConfigError("NUM_GPUS is 1, but torch finds no CUDA device; add NUM_GPUS 0 to run on the CPU")
-    return torch.device("cuda" if cfg.NUM_GPUS else "cpu")
+    return torch.device("cuda", process.local_rank if count > 1 else 0)
 
 
 def build_loss(cfg: CfgNode) -> Loss:
@@ -64,8 +67,21 @@ def build_optimizer(cfg: CfgNode, model: nn.Module, plan: BatchPlan) -> torch.op
     )
 
 
+def step_settings(cfg: CfgNode, num_parts: int) -> StepSettings:
+    """How to make a step, from SOLVER, AMP and REV."""
+    solver = cfg.SOLVER
+    return StepSettings(
+        num_parts=num_parts,
+        amp_dtype=AMP_DTYPES[cfg.AMP.DTYPE] if cfg.TRAIN.MIXED_PRECISION else None,
+        clip_value=solver.CLIP_GRAD_VAL or None,
+        clip_l2_norm=solver.CLIP_GRAD_L2NORM or None,
+        check_inversion_period=cfg.REV.CHECK_INVERSION_PERIOD,
+        check_inversion_limit=cfg.REV.CHECK_INVERSION_LIMIT,
+    )
+
+
 def train_settings(cfg: CfgNode, plan: BatchPlan) -> TrainSettings:
-    """How to train, from SOLVER, TRAIN, AMP, LOADER and REV."""
+    """When to do what, from SOLVER, TRAIN, RUN and LOADER."""
     solver = cfg.SOLVER
 
     def rate(epoch_exact: float) -> float:
@@ -87,13 +103,11 @@ def train_settings(cfg: CfgNode, plan: BatchPlan) -> TrainSettings:
         learning_rate=rate,
         eval_period=cfg.TRAIN.EVAL_PERIOD,
         checkpoint_period=cfg.TRAIN.CHECKPOINT_PERIOD,
+        checkpoint_minutes=cfg.RUN.CHECKPOINT_MINUTES,
         log_period=cfg.LOG_PERIOD,
-        amp_dtype=AMP_DTYPES[cfg.AMP.DTYPE] if cfg.TRAIN.MIXED_PRECISION else None,
-        clip_value=solver.CLIP_GRAD_VAL or None,
-        clip_l2_norm=solver.CLIP_GRAD_L2NORM or None,
+        on_nan=cfg.RUN.ON_NAN,
         max_bad_fraction=cfg.LOADER.MAX_BAD_FRACTION,
-        check_inversion_period=cfg.REV.CHECK_INVERSION_PERIOD,
-        check_inversion_limit=cfg.REV.CHECK_INVERSION_LIMIT,
+        seed=cfg.RNG_SEED,
     )
 
 

@@ -5,17 +5,17 @@ inside `run` only, so that `--help` of any command answers at once.
 """
 
 import argparse
-import io
-import logging
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
 import revvideo
-from revvideo.errors import CheckFailed, InputError, WorkerFailed
+from revvideo.distributed.env import Process, current_process
+from revvideo.distributed.rank_logging import line_prefix, set_up_logging
+from revvideo.errors import InputError
+from revvideo.exit_codes import EXIT_WRONG_INPUT, fail, run_guarded
 
 COMMANDS = {
     "run_net": "revvideo.cli.run_net",
@@ -27,8 +27,6 @@ COMMANDS = {
     "plan_memory": "revvideo.cli.plan_memory",
     "benchmark": "revvideo.cli.benchmark",
 }
-
-EXIT_CRASH, EXIT_WRONG_INPUT, EXIT_CHECK_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         nearest = get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"the commands are {', '.join(COMMANDS)}"
-        return _fail(f"error: there is no command {name!r}; {hint}", EXIT_WRONG_INPUT)
+        return fail(f"error: there is no command {name!r}; {hint}", EXIT_WRONG_INPUT)
     return run_command(name, arguments[1:], prog=f"revvideo {name}")
 
 
@@ -54,22 +52,19 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
     parser = argparse.ArgumentParser(prog=prog, description=command.DESCRIPTION)
     command.add_arguments(parser)
     args = parser.parse_args(argv)
-    _set_up_logging()
+    process = _place()
+    set_up_logging(process)
     # Read when torch is loaded. OpenMP's idle threads spin by default and keep the cores from the loader's workers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return run_guarded(lambda: command.run(args), prefix=line_prefix(process))
+
+
+def _place() -> Process:
+    """This process, for what it prints. Whether an environment that cannot be read matters, the command decides."""
     try:
-        return command.run(args)
-    except InputError as error:
-        return _fail(f"error: {error}", EXIT_WRONG_INPUT)
-    except CheckFailed as error:
-        return _fail(f"check failed: {error}", EXIT_CHECK_FAILED)
-    except WorkerFailed as error:
-        return _fail(f"error: {error}", EXIT_CRASH)
-    except KeyboardInterrupt:
-        return _fail("interrupted", EXIT_INTERRUPTED)
-    except Exception:
-        traceback.print_exc()
-        return EXIT_CRASH
+        return current_process()
+    except InputError:
+        return Process()
 
 
 def _overview() -> str:
@@ -87,18 +82,6 @@ def _overview() -> str:
             *(f"  {name:<{width}}  {text.strip().splitlines()[0]}" for name, text in descriptions.items()),
         ]
     )
-
-
-def _fail(message: str, exit_code: int) -> int:
-    print(f"revvideo: {message}", file=sys.stderr)
-    return exit_code
-
-
-def _set_up_logging() -> None:
-    # basicConfig leaves handlers alone that are there already: those of a program that calls main(), or of a test.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: names of files may be no UTF-8
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
 
 
 if __name__ == "__main__":

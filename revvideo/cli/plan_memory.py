@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from revvideo.planner import usable_gpu_bytes
 
     budget = usable_gpu_bytes(args.gpu_memory) if args.gpu_memory else None
-    batch_size = None if budget else args.batch_size or _clips_per_process(cfg)
+    batch_size = None if budget else args.batch_size or _clips_at_a_time(cfg)
     model = _model(cfg)
     rows = [(mode, precision) for mode in _modes(model, args.mode) for precision in PRECISIONS]
     rows = [row for row in rows if args.precision in (None, row[1])]
@@ -67,10 +67,10 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError(f"--gpu-memory is {args.gpu_memory:g}; expected the size of a GPU in GiB, such as 24")
 
 
-def _clips_per_process(cfg) -> int:
-    from revvideo.config.batch import batch_plan
+def _clips_at_a_time(cfg) -> int:
+    from revvideo.config.batch import batch_plan, planned_processes
 
-    return batch_plan(cfg, processes_per_machine=max(1, cfg.NUM_GPUS)).clips_per_process
+    return batch_plan(cfg, processes_per_machine=planned_processes(cfg)).clips_per_part
 
 
 def _model(cfg):

@@ -1,8 +1,10 @@
 """`revvideo run_net`: train and evaluate a config."""
 
 import argparse
+import os
 
 from revvideo.config.arguments import add_config_arguments, config_from_arguments
+from revvideo.distributed.env import current_process
 
 DESCRIPTION = "Train (TRAIN.ENABLE) and evaluate (TEST.ENABLE) the model of a YAML config."
 
@@ -12,8 +14,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    current_process()  # what is wrong with the environment is told before torch is imported
     cfg = config_from_arguments(args)
-    from revvideo import jobs
+    if cfg.RUN.DETERMINISTIC:
+        # Without it torch refuses cuBLAS, whose results vary. Read when cuBLAS is first used, in all processes.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    from revvideo.jobs.processes import launch
 
-    jobs.run(cfg)
-    return 0
+    return launch(cfg)

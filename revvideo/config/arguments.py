@@ -69,14 +69,18 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num_shards", "--num-shards", type=int, help="machines (sets NUM_SHARDS)")
     group.add_argument("--shard_id", "--shard-id", type=int, help="number of this machine, from 0 (sets SHARD_ID)")
     group.add_argument(
-        "--init_method", "--init-method", metavar="URL", help="meeting point of several machines, tcp://HOST:PORT"
+        "--init_method",
+        "--init-method",
+        metavar="URL",
+        help="meeting point of several machines, tcp://HOST:PORT (sets DIST.INIT_METHOD)",
     )
 
 
 def config_from_arguments(args: argparse.Namespace, launcher_overrides: Overrides = ()) -> CfgNode:
     """Load the config that parsed arguments name.
 
-    Precedence: launcher, --num_shards and --shard_id, other overrides (a later one wins), files, defaults.
+    Precedence: launcher, --num_shards, --shard_id and --init_method, other overrides (a later one wins), files,
+    defaults.
 
     Args:
         args: from a parser with `add_config_arguments`.
@@ -89,10 +93,7 @@ def config_from_arguments(args: argparse.Namespace, launcher_overrides: Override
         names = ", ".join(list_shipped_configs())
         raise ConfigError(f"--cfg is missing; expected a YAML file or a shipped name: {names}")
     overrides: list[Any] = [*(args.opts or []), *args.overrides]
-    machines: dict[str, int] = {}
-    if args.num_shards is not None:
-        machines["NUM_SHARDS"] = args.num_shards
-    if args.shard_id is not None:
-        machines["SHARD_ID"] = args.shard_id
+    options = {"NUM_SHARDS": args.num_shards, "SHARD_ID": args.shard_id, "DIST.INIT_METHOD": args.init_method}
+    machines = {key: value for key, value in options.items() if value is not None}
     layers = [(COMMAND_LINE, overrides), (COMMAND_LINE, machines), ("launcher", launcher_overrides)]
     return load_layers(args.cfg, layers)

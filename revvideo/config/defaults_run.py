@@ -47,7 +47,43 @@ RUN_KEYS: list[Key] = [
          {"choices": ("float16", "bfloat16")}),
         ours=True,
     ),
-    *section("RUN", ("DETERMINISTIC", False, "Deterministic algorithms only; slower."), ours=True),
+    *section(
+        "DIST",
+        ("NUM_PROCESSES", 0, "Processes of a machine on the CPU (NUM_GPUS 0); 0: one.", {"limits": ">= 0"}),
+        ("TIMEOUT_SECONDS", 1800.0, "Longest wait for another process of the run, in seconds.",
+         {"limits": "1 to 31536000"}),
+        ("INIT_METHOD", "", "Where several machines meet, tcp://HOST:PORT of the first one; --init_method sets it."),
+        ours=True,
+    ),
+    *section(
+        "RUN",
+        ("DETERMINISTIC", False, "Deterministic algorithms only; slower. Two runs are then equal to the bit, for any "
+         "number of processes."),
+        ("ACCUMULATION_STEPS", 1, "Parts in which a process works through its share of a step, one after the other: "
+         "less memory, the same batch and learning rate.", {"limits": ">= 1"}),
+        ("AUTO_BATCH_SIZE", False, "Find the fewest parts of a step that fit into memory, by a plan and a trial step; "
+         "decides instead of ACCUMULATION_STEPS."),
+        ("MEMORY_LIMIT_MIB", 0.0, "Memory that AUTO_BATCH_SIZE may plan with for each process, in MiB; 0: what the "
+         "device has.", {"limits": ">= 0"}),
+        ("CHECKPOINT_MINUTES", 30.0, "Minutes between two checkpoints, also in the middle of an epoch; 0: only after "
+         "epochs (TRAIN.CHECKPOINT_PERIOD).", {"limits": ">= 0"}),
+        ("KEEP_CHECKPOINTS", 3, "Newest checkpoints to keep, beside the best one; 0: all.", {"limits": ">= 0"}),
+        ("ON_NAN", "stop", "At a loss that is not finite, outside of float16 loss scaling: stop (exit code 3), or "
+         "rollback once to the last checkpoint.", {"choices": ("stop", "rollback")}),
+        ours=True,
+    ),
+    *section(
+        "EMA",
+        ("ENABLE", False, "Keep an exponential moving average of the weights and evaluate it beside them."),
+        ("DECAY", 0.9999, "Share of the old average that each step keeps.", {"limits": "0 to below 1"}),
+        ours=True,
+    ),
+    *section(
+        "FINETUNE",
+        ("FREEZE", [], "Parts that are not trained: names of parameters or submodules, such as blocks.0, or stem "
+         "(patch embedding and positions), or backbone (all but the classifier).", {"kind": "list[str]"}),
+        ours=True,
+    ),
     *section(
         "TEST",
         ("ENABLE", True, "Evaluate with several views, after training where TRAIN.ENABLE."),
@@ -101,9 +137,8 @@ RUN_KEYS: list[Key] = [
     ),
     *section(
         "TENSORBOARD",
-        ("ENABLE", False, "Write TensorBoard files."),
-        ("LOG_DIR", "", "Folder of the TensorBoard files."),
-        ignored="TensorBoard files do not exist yet",
+        ("ENABLE", False, "Write TensorBoard files of the training; needs the extra tensorboard."),
+        ("LOG_DIR", "", "Folder of the TensorBoard files, in OUTPUT_DIR unless absolute; empty: tensorboard."),
     ),
     *section(
         "MULTIGRID",

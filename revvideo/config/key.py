@@ -14,6 +14,7 @@ RANGES: dict[str, Callable[[float], bool]] = {
     "0 to 4294967295": lambda value: 0 <= value < 2**32,
     ">= 1": lambda value: value >= 1,
     "0 to 1": lambda value: 0 <= value <= 1,
+    "1 to 31536000": lambda value: 1 <= value <= 31536000,  # seconds: a year, so that it is a duration and never inf
     "above 0 to 1": lambda value: 0 < value <= 1,
     "0 to below 1": lambda value: 0 <= value < 1,
     "1 to 3": lambda value: 1 <= value <= 3,

@@ -1,4 +1,4 @@
-"""What a merged config must satisfy, and the two values that are changed in it.
+"""What a merged config must satisfy, and the few values that are changed in it.
 
 Both run once, in `load_config`. Each change is a note; everything that cannot work is a ConfigError here instead of a
 crash later. What follows from other keys is computed where it is used (`batch.py` for the batch arithmetic).
@@ -7,6 +7,7 @@ crash later. What follows from other keys is computed where it is used (`batch.p
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
+from revvideo.config.batch import planned_processes
 from revvideo.config.defaults import KEYS, get_value, set_value
 from revvideo.config.values import ConfigError, check_value
 
@@ -30,6 +32,8 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 
 # A fusion of the two streams that has weights; the groups are MULT and DROP.
 _LINEAR_FUSION = re.compile(r"(?:ln\+)?concat_linear(?:_(\d+\.?\d*|\.\d+)(?:_(\d*\.?\d+))?)?")
+# Where machines meet: HOST is a name, an IPv4 address, or an IPv6 address in brackets.
+_MEETING_POINT = re.compile(r"tcp://(?:\[[0-9A-Fa-f:.%]+\]|[^\s/:\[\]]+):(\d{1,5})")
 _FUSIONS = ("add", "max", "min", "avg", "concat")
 
 
@@ -158,6 +162,11 @@ def _check_mvit_combinations(cfg: CfgNode, origin_of: Callable[[str], str]) -> N
 
 
 def _check_machines(cfg: CfgNode, origin_of: Callable[[str], str]) -> None:
+    meeting_point = cfg.DIST.INIT_METHOD
+    match = _MEETING_POINT.fullmatch(meeting_point)
+    holds = not meeting_point or (match is not None and 1 <= int(match[1]) <= 65535)
+    expected = "tcp://HOST:PORT of the first machine, such as tcp://node01:29500 (--init_method sets it), or ''"
+    _require(cfg, origin_of, "DIST.INIT_METHOD", holds, expected)
     if cfg.SHARD_ID >= cfg.NUM_SHARDS:
         raise ConfigError(
             f"{origin_of('SHARD_ID')}: SHARD_ID is {cfg.SHARD_ID}; expected a number below NUM_SHARDS "
@@ -167,6 +176,8 @@ def _check_machines(cfg: CfgNode, origin_of: Callable[[str], str]) -> None:
 
 def _check_training(cfg: CfgNode, origin_of: Callable[[str], str]) -> None:
     solver = cfg.SOLVER
+    expected = "a finite number of MiB, or 0 for what the device has"
+    _require(cfg, origin_of, "RUN.MEMORY_LIMIT_MIB", math.isfinite(cfg.RUN.MEMORY_LIMIT_MIB), expected)
     if cfg.MIXUP.ENABLE and cfg.MODEL.LOSS_FUNC == "cross_entropy":
         raise ConfigError(
             f"{origin_of('MODEL.LOSS_FUNC')}: MODEL.LOSS_FUNC is 'cross_entropy' with MIXUP.ENABLE True "
@@ -205,6 +216,9 @@ def normalise_config(cfg: CfgNode) -> list[tuple[int, str]]:
     if cfg.MVIT.REV.ENABLE and cfg.MVIT.CLS_EMBED_ON:
         reason = "reversible models (MVIT.REV.ENABLE) have no class token"
         change("MVIT.CLS_EMBED_ON", False, reason, logging.WARNING)
+    if cfg.RUN.AUTO_BATCH_SIZE and cfg.RUN.ACCUMULATION_STEPS != 1:
+        reason = "RUN.AUTO_BATCH_SIZE finds the number of parts itself; set it to False to decide"
+        change("RUN.ACCUMULATION_STEPS", 1, reason, logging.WARNING)
     if cfg.MVIT.REV.ENABLE and cfg.REV.BACKPROP == "reversible" and cfg.REV.STAGE_DROPPATH == "output":
         fragile = (
             "REV.STAGE_DROPPATH output sets the streams of dropped samples to zero; LayerNorm then magnifies the "
@@ -215,14 +229,16 @@ def normalise_config(cfg: CfgNode) -> list[tuple[int, str]]:
 
 
 def batch_note(cfg: CfgNode) -> str:
-    """A note where TRAIN.BATCH_SIZE does not divide among NUM_GPUS, else "".
+    """A note where TRAIN.BATCH_SIZE does not divide among the processes of a machine, else "".
 
-    Not an error here: an official fine-tuning file says 1 clip and 8 GPUs, and it must load. Training on NUM_GPUS
+    Not an error here: an official fine-tuning file says 1 clip and 8 GPUs, and it must load. Training on so many
     processes is refused by `batch_plan`.
     """
-    if not cfg.TRAIN.ENABLE or cfg.TRAIN.BATCH_SIZE % max(1, cfg.NUM_GPUS) == 0:
+    processes = planned_processes(cfg)
+    if not cfg.TRAIN.ENABLE or cfg.TRAIN.BATCH_SIZE % processes == 0:
         return ""
+    name, kind = ("NUM_GPUS", "GPUs") if cfg.NUM_GPUS else ("DIST.NUM_PROCESSES", "processes")
     return (
-        f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} cannot be divided among NUM_GPUS {cfg.NUM_GPUS}: "
-        "training on that many GPUs will be refused"
+        f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} cannot be divided among {name} {processes}: "
+        f"training on that many {kind} will be refused"
     )

@@ -45,6 +45,27 @@ def _rules(cfg: CfgNode) -> Iterator[tuple[str, str]]:
         yield "DATA.IN_VAL_CROP_RATIO", "AUG.ENABLE is False: the short side is DATA.TRAIN_CROP_SIZE, as in PySlowFast"
     if not cfg.TRAIN.ENABLE:
         yield "LOADER.MAX_BAD_FRACTION", "TRAIN.ENABLE is False; evaluation lists what it cannot read"
+    yield from _run_rules(cfg)
+
+
+def _run_rules(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+    """The same for the keys of machines, memory, checkpoints and what accompanies a run."""
+    if cfg.NUM_GPUS > 0:
+        yield "DIST.NUM_PROCESSES", f"NUM_GPUS is {cfg.NUM_GPUS}: each GPU has a process; set NUM_GPUS 0 for the CPU"
+    if cfg.NUM_SHARDS == 1:
+        yield "DIST.INIT_METHOD", "NUM_SHARDS is 1: one machine has nobody to meet"
+    if not cfg.TENSORBOARD.ENABLE:
+        yield "TENSORBOARD.LOG_DIR", "TENSORBOARD.ENABLE is False"
+    if not cfg.TRAIN.ENABLE:
+        names = (
+            "RUN.ACCUMULATION_STEPS RUN.AUTO_BATCH_SIZE RUN.MEMORY_LIMIT_MIB RUN.CHECKPOINT_MINUTES "
+            "RUN.KEEP_CHECKPOINTS RUN.ON_NAN FINETUNE.FREEZE"
+        )
+        yield names, "TRAIN.ENABLE is False: nothing is trained"
+    elif not cfg.RUN.AUTO_BATCH_SIZE:
+        yield "RUN.MEMORY_LIMIT_MIB", "RUN.AUTO_BATCH_SIZE is False: the parts of a step are not chosen by memory"
+    if not cfg.EMA.ENABLE:
+        yield "EMA.DECAY", "EMA.ENABLE is False"
 
 
 def _kind(name: str) -> str:

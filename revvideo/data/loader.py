@@ -1,6 +1,6 @@
 """Loaders: which samples make which batch, worker processes, collation.
 
-Batches depend on (seed, epoch, step) and not on the number of workers; the k-th batch over all processes holds the same
+Batches depend on (seed, epoch, sample) and not on the number of workers; the k-th batch over all processes holds the same
 samples for any number of processes.
 """
 
@@ -48,6 +48,32 @@ class Batch:
         )
 
 
+def batch_part(batch: Batch, part: int, num_parts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clips and labels of one of `num_parts` equal parts of a batch, which together are the batch.
+
+    A part of an even number of clips holds with each clip the one at the mirrored place of the batch, at the mirrored
+    place of the part: what mixes a batch with its mirror image gives the same in parts.
+
+    Args:
+        batch: B clips, a multiple of `num_parts`.
+        part: 0 .. num_parts - 1.
+
+    Returns:
+        uint8 (B / num_parts, T, C, H, W), channels innermost in memory, and int64 (B / num_parts,).
+    """
+    if num_parts == 1:
+        return batch.video, batch.label
+    num_clips = len(batch.label)
+    size = num_clips // num_parts
+    if size % 2:
+        slices = [slice(part * size, (part + 1) * size)]
+    else:
+        first, half = part * size // 2, size // 2
+        slices = [slice(first, first + half), slice(num_clips - first - half, num_clips - first)]
+    video = torch.cat([batch.video[each].permute(0, 1, 3, 4, 2) for each in slices])  # (b, T, H, W, C)
+    return video.permute(0, 1, 4, 2, 3), torch.cat([batch.label[each] for each in slices])
+
+
 def collate_clips(items: list[dict]) -> Batch:
     """Items of `TrainClips` to a `Batch`, keeping the channels innermost."""
     video = torch.cat([item["video"].permute(0, 1, 3, 4, 2) for item in items])  # (B * S, T, H, W, C)
@@ -93,35 +119,35 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.shuffle = shuffle
         self.rank = rank
         self.world_size = world_size
-        self.num_batches = num_samples // (batch_size * world_size)
+        self.num_batches = num_samples // self.samples_per_step
         self.set_epoch(0)
 
-    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Choose the epoch, and the batch to begin with (to go on in the middle of an epoch)."""
-        if not 0 <= start_batch <= self.num_batches:
-            raise ValueError(f"start_batch is {start_batch}, but an epoch has {self.num_batches} batches")
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of a batch over all processes."""
+        return self.batch_size * self.world_size
+
+    def set_epoch(self, epoch: int, start_sample: int = 0) -> None:
+        """Choose the epoch, and how many samples of its order were used before (to go on in the middle of it)."""
+        if not 0 <= start_sample <= self.num_samples:
+            raise ValueError(f"start_sample is {start_sample}, but an epoch has {self.num_samples} samples")
         self.epoch = epoch
-        self.start_batch = start_batch
+        self.start_sample = start_sample
 
     def identity(self) -> dict:
-        """What the batches depend on besides epoch and number: equal identities, equal batches over all processes."""
-        return {
-            "num_samples": self.num_samples,
-            "seed": self.seed,
-            "shuffle": self.shuffle,
-            "videos_per_step": self.batch_size * self.world_size,
-        }
+        """What the order of the samples depends on besides the epoch."""
+        return {"num_samples": self.num_samples, "seed": self.seed, "shuffle": self.shuffle}
 
     def __len__(self) -> int:
-        return (self.num_batches - self.start_batch) * self.batch_size
+        return (self.num_samples - self.start_sample) // self.samples_per_step * self.batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch, start_batch = self.epoch, self.start_batch
+        epoch, start_sample, num_items = self.epoch, self.start_sample, len(self)
         order = range(self.num_samples)
         if self.shuffle:
             order = order_generator(self.seed, epoch).permutation(self.num_samples).tolist()
-        for batch in range(start_batch, self.num_batches):
-            first = (batch * self.world_size + self.rank) * self.batch_size
+        for batch in range(num_items // self.batch_size):
+            first = start_sample + batch * self.samples_per_step + self.rank * self.batch_size
             for sample in order[first : first + self.batch_size]:
                 yield epoch, sample
 
@@ -276,39 +302,66 @@ class ClipLoader:
 
 
 class TrainLoader(ClipLoader):
-    """A `ClipLoader` over an `EpochSampler`: it begins at any epoch and batch, and knows how far it is."""
+    """A `ClipLoader` over an `EpochSampler`: it begins anywhere in any epoch, and knows how far it is."""
 
     sampler: EpochSampler
 
-    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Before each epoch of training."""
-        self.sampler.set_epoch(epoch, start_batch)
-        self._given = start_batch
+    @property
+    def samples_per_step(self) -> int:
+        """Videos of a batch over all processes."""
+        return self.sampler.samples_per_step
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of a whole epoch; `len` counts those from where the next iteration begins."""
+        return self.sampler.num_batches
+
+    def set_epoch(self, epoch: int, start_sample: int = 0) -> None:
+        """Before each epoch of training; see `EpochSampler.set_epoch`."""
+        self.sampler.set_epoch(epoch, start_sample)
+        self._given = start_sample
 
     def __iter__(self) -> Iterator[Batch]:
-        self._given = self.sampler.start_batch
+        self._given = self.sampler.start_sample
         for batch in super().__iter__():
-            self._given += 1
+            self._given += self.samples_per_step
             yield batch
 
+    def origin(self, batch: Batch) -> dict:
+        """Where a batch of the current epoch comes from, in plain values, so that it can be made again.
+
+        Returns:
+            `videos` (paths), `samples` (indices in the list), and `seed` and `epoch`, which with them key every random
+            decision about the clips.
+        """
+        samples = batch.index.tolist()
+        paths = self.dataset.manifest.paths
+        return {
+            "videos": [paths[index] for index in samples],
+            "samples": samples,
+            "seed": self.sampler.seed,
+            "epoch": self.sampler.epoch,
+        }
+
     def state_dict(self) -> dict:
-        """The position: `epoch`, and `batch`, the number of batches of it that were given out; and whose they are."""
-        given = getattr(self, "_given", self.sampler.start_batch)
-        return {"epoch": self.sampler.epoch, "batch": given, **self.sampler.identity()}
+        """The position: `epoch`, and `samples`, how many of it were given out over all processes; and whose it is."""
+        given = getattr(self, "_given", self.sampler.start_sample)
+        return {"epoch": self.sampler.epoch, "samples": given, **self.sampler.identity()}
 
     def load_state_dict(self, state: dict) -> None:
-        """The next iteration gives the batches after those of `state`; it may come from another number of processes.
+        """The next iteration goes on after the samples of `state`; it may come from another number of processes.
 
         Raises:
-            InputError: the state is of another list, seed or batch size, so that its batches are not these.
+            InputError: the state is of another list, seed or order, so that its samples are not these.
         """
         for name, value in self.sampler.identity().items():
             if state[name] != value:
                 raise InputError(
                     f"the position of the loader that was saved is of {name} {state[name]}, but this run has {value}; "
-                    "go on with the same list, RNG_SEED and TRAIN.BATCH_SIZE, or begin the epoch anew"
+                    "go on with the same list and RNG_SEED, or take the weights alone (TRAIN.AUTO_RESUME False with "
+                    "TRAIN.CHECKPOINT_FILE_PATH and TRAIN.CHECKPOINT_EPOCH_RESET True)"
                 )
-        self.set_epoch(state["epoch"], state["batch"])
+        self.set_epoch(state["epoch"], state["samples"])
 
 
 _END, _WAITED = object(), object()

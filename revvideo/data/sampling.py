@@ -41,9 +41,9 @@ def mixing_generator(seed: int, epoch: int, step: int, rank: int) -> np.random.G
     return _generator(_MIXING, seed, epoch, step, rank)
 
 
-def erasing_generator(seed: int, epoch: int, step: int, rank: int) -> np.random.Generator:
-    """Random erasing of one batch on one process."""
-    return _generator(_ERASING, seed, epoch, step, rank)
+def erasing_generator(seed: int, epoch: int, step: int, rank: int, part: int = 0) -> np.random.Generator:
+    """Random erasing of one batch, or one part of a batch, on one process."""
+    return _generator(_ERASING, seed, epoch, step, rank, *([part] if part else []))
 
 
 def order_generator(seed: int, epoch: int) -> np.random.Generator:

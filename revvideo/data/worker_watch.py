@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from revvideo.data.worker_signals import listen_to_parent_only
 from revvideo.errors import WorkerFailed
 
 _PROCESS, _SAMPLE, _SINCE = range(3)  # columns: process id, sample (or _IDLE), monotonic nanoseconds
@@ -115,6 +116,7 @@ class StartWorker:
         self.board = board
 
     def __call__(self, worker: int) -> None:
+        listen_to_parent_only()
         self.board.start(worker)
         dataset = torch.utils.data.get_worker_info().dataset
         dataset.watch(_Marker(self.board, worker))

@@ -116,13 +116,13 @@ def run_demo(
     data_at = time.perf_counter()
     own = ["DATA.PATH_TO_DATA_DIR", str(data.root), "OUTPUT_DIR", str(root / name), "RNG_SEED", seed]
     cfg = load_config(CONFIG, [*own, *overrides])
-    with jobs.open_run(cfg) as events:
-        jobs.train(cfg, events)
+    with jobs.start(cfg) as run:
+        jobs.train(run)
         trained_at = time.perf_counter()
-        results = jobs.test(cfg, events)
+        results = jobs.test(run)
         figures = [
             Figure("(a) top-1", results["top1_acc_all"], 90, 100),
-            *_probe(cfg, seed),
+            *_probe(run, seed),
         ]
         tested_at = time.perf_counter()
         memory = {mode: _peak_mib(cfg, mode) for mode in ("reversible", "plain")}
@@ -137,15 +137,15 @@ def run_demo(
             cfg=cfg,
             data=data,
         )
-        events.write("demo", **{figure.name: figure.percent for figure in figures}, memory_mib=memory)
+        run.events.write("demo", **{figure.name: figure.percent for figure in figures}, memory_mib=memory)
     return report
 
 
-def _probe(cfg: CfgNode, seed: int) -> list[Figure]:
-    model, _ = jobs.load_tested_model(cfg)
+def _probe(run: jobs.Run, seed: int) -> list[Figure]:
+    model, *_ = jobs.load_tested_model(run)
 
     def scores(edit_views, name: str):
-        arrays = jobs.evaluate_edited(cfg, model, edit_views, name).arrays()
+        arrays = jobs.evaluate_edited(run, model, edit_views, name).arrays()
         return arrays["scores"], arrays["label"]
 
     backwards, labels = scores(probes.reverse, "backwards")

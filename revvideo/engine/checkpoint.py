@@ -1,33 +1,53 @@
 """Checkpoints: written whole or not at all, read without executing anything, loaded strictly.
 
 Names and keys are PySlowFast's: `checkpoint_epoch_00010.pyth` (the 10th epoch) holds `epoch` (9, counted from 0),
-`model_state`, `optimizer_state`, `cfg` (YAML text) and, with mixed precision, `scaler_state`; further keys are ours.
+`model_state`, `optimizer_state`, `cfg` (YAML text) and, with mixed precision, `scaler_state`; further keys are ours. So
+are the names of those written in the middle of an epoch, `checkpoint_epoch_00010_step_000037.pyth`: 37 steps of the
+11th epoch are done. `epoch` is always the last epoch that is finished, -1 before the first.
 """
 
+import contextlib
+import hashlib
 import logging
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from revvideo.engine.checksums import (
+    checksum,
+    checksum_path,
+    name_without_checkpoint,
+    read_checksums,
+    write_checksums,
+)
 from revvideo.errors import InputError
-from revvideo.paths import replace_file
-from revvideo.torch_file import read_torch_file, write_torch_file
+from revvideo.paths import make_folder, replace_file
+from revvideo.torch_file import first_line, local_file, read_torch_file, write_torch_file
 
 logger = logging.getLogger(__name__)
 
-NAME = re.compile(r"checkpoint_epoch_(\d+)\.pyth")
+NAME = re.compile(r"checkpoint_epoch_(\d+)(?:_step_(\d+))?\.pyth")
 PLAIN = (dict, OrderedDict, list, tuple, str, bytes, int, float, bool, type(None), torch.Size)
 LISTED = 8
 
 
-def checkpoint_name(epoch: int) -> str:
-    """File name after the epoch numbered `epoch`, counted from 0; the name counts from 1, as in PySlowFast."""
-    return f"checkpoint_epoch_{epoch + 1:05d}.pyth"
+def checkpoint_name(epoch: int, steps: int = 0) -> str:
+    """File name after `epoch`, the last finished one, counted from 0 (-1: none), and `steps` steps of the next one.
+
+    The name counts epochs from 1, as in PySlowFast; where the alphabet decides, as there, later ones come later.
+    """
+    return f"checkpoint_epoch_{epoch + 1:05d}{f'_step_{steps:06d}' if steps else ''}.pyth"
+
+
+def checkpoint_position(path: Path) -> tuple[int, int] | None:
+    """(finished epochs, steps of the next one) by the file's name; None for other names."""
+    match = NAME.fullmatch(path.name)
+    return (int(match[1]), int(match[2] or 0)) if match else None
 
 
 def checkpoint_state(
@@ -59,7 +79,9 @@ def checkpoint_state(
 def save_checkpoint(path: str | os.PathLike, state: dict) -> Path:
     """Write `state` so that `path` holds either what it held before or all of `state`, whenever the process dies.
 
-    The data go to a temporary file in the same folder, are forced to disk and renamed; then the rename is forced too.
+    The data go to a temporary file in the same folder, their checksum beside `path`; both are forced to the disk, then
+    the temporary file is renamed and the rename is forced too. While one content takes the place of another, the file
+    of checksums lists both, so that no moment leaves a checkpoint with a wrong checksum.
 
     Args:
         path: local path; the folder is made if needed.
@@ -70,13 +92,28 @@ def save_checkpoint(path: str | os.PathLike, state: dict) -> Path:
 
     Raises:
         TypeError: something in `state` could not be read back with `weights_only=True`; it is named.
-        OSError: the disk is full, read-only, ... ; no temporary file is left and `path` is untouched.
+        OSError: the disk is full, read-only, ... ; no temporary file is left and `path` is untouched, or, where only
+            the last forcing to the disk failed, holds `state`.
     """
     _check_plain(state, "state")
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    digest, before = hashlib.sha256(), _possible_checksums(path)
 
-    replace_file(path, lambda temporary: write_torch_file(temporary, state), durable=True)
+    def write(temporary: Path) -> None:
+        write_torch_file(temporary, state, digest=digest)
+        write_checksums(path, [*before, digest.hexdigest()])
+
+    try:
+        # The name of what a kill leaves must not make PySlowFast believe that there is a checkpoint.
+        replace_file(path, write, durable=True, temporary_name=f".{name_without_checkpoint(path)}.tmp")
+    except OSError:
+        if not os.path.lexists(path):
+            with contextlib.suppress(OSError):  # the error from before is what matters
+                checksum_path(path).unlink(missing_ok=True)
+        raise
+    if before:
+        write_checksums(path, [digest.hexdigest()])
     return path
 
 
@@ -96,20 +133,65 @@ def load_checkpoint(path: str | os.PathLike) -> dict:
     return state
 
 
-def latest_checkpoint(folder: str | os.PathLike) -> Path | None:
-    """The readable checkpoint with the largest epoch number in `folder`, or None.
+def check_checkpoint(path: Path) -> None:
+    """Read all of a local checkpoint: its checksum, where there is one, is right and it loads.
 
-    Temporary files and other names do not count; a file that cannot be read is passed over with a warning.
+    Raises:
+        InputError: it is damaged, cut off, no checkpoint, or would execute something.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        return None
-    numbered = [(int(match[1]), path) for path in folder.iterdir() if (match := NAME.fullmatch(path.name))]
-    for _, path in sorted(numbered, reverse=True):
+    local = Path(local_file(path))
+    try:
+        sums = read_checksums(local)
+        found = checksum(local) if sums else None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({first_line(error)})") from error
+    if sums and found not in sums:
+        raise InputError(
+            f"{path}: damaged or cut off: its SHA-256 is {found}, {checksum_path(local).name} says "
+            f"{' or '.join(sums)}; delete that file if the checkpoint was changed on purpose"
+        )
+    if not sums and checksum_path(local).exists():
+        logger.warning("%s holds no checksum of %s: loading it has to be enough", checksum_path(local), local.name)
+    load_checkpoint(local)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The files in `folder` that have a checkpoint's name, whole or not, newest first: by epochs, then by steps.
+
+    Raises:
+        InputError: the folder is there and cannot be read.
+    """
+    try:
+        found = [path for path in folder.iterdir() if checkpoint_position(path) is not None]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"{folder}: not a readable folder of checkpoints ({error.strerror})") from error
+    return sorted(found, key=lambda path: (checkpoint_position(path), path.name), reverse=True)
+
+
+def warn_of_passed_over(path: Path, error: InputError) -> None:
+    """Log that a checkpoint does not count; its path stands in the error."""
+    logger.warning("checkpoint passed over: %s", error)
+
+
+def latest_checkpoint(
+    folder: str | os.PathLike, *, passed_over: Callable[[Path, InputError], object] = warn_of_passed_over
+) -> Path | None:
+    """The newest valid checkpoint in `folder` by the numbers in the names, or None.
+
+    Temporary files and other names do not count. A file is valid if it loads and has the checksum that stands beside
+    it; without one, as PySlowFast writes them, loading is enough.
+
+    Args:
+        folder: local; it need not exist.
+        passed_over: is told each newer file that is not valid, and why.
+    """
+    for path in list_checkpoints(Path(folder)):
         try:
-            load_checkpoint(path)
+            check_checkpoint(path)
         except InputError as error:
-            logger.warning("checkpoint passed over: %s", error)
+            passed_over(path, error)
         else:
             return path
     return None
@@ -151,19 +233,12 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor], *, source: s
     model.load_state_dict({f"module.{name}": value for name, value in state.items()} if wrapped else dict(state))
 
 
-def random_state() -> dict[str, Tensor]:
-    """State of torch's generators as uint8 tensors: `cpu`, and `cuda` of the current device where CUDA is in use."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_random_state(state: Mapping[str, Tensor]) -> None:
-    """Set torch's generators to what `random_state` returned; a CUDA state is ignored where there is no CUDA."""
-    torch.set_rng_state(state["cpu"].cpu())
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].cpu())
+def _possible_checksums(path: Path) -> list[str]:
+    """The checksums that the content of `path` may have now; none where there is no such file, or an unreadable one."""
+    try:
+        return (read_checksums(path) or [checksum(path)]) if path.is_file() else []
+    except OSError:  # what cannot be read need not be recognised
+        return []
 
 
 def _check_plain(value, where: str) -> None:

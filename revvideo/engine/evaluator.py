@@ -2,15 +2,17 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from revvideo.distributed.group import Group
 from revvideo.engine.metrics import VideoScores
 from revvideo.engine.progress import Progress
+from revvideo.errors import Stopped
 from revvideo.paths import replace_file
 
 logger = logging.getLogger(__name__)
@@ -21,7 +23,7 @@ EditViews = Callable[[Tensor, int], Tensor]
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    videos: Iterable[dict],
+    videos: Collection[dict],
     *,
     paths: Sequence[str],
     num_views: int,
@@ -34,13 +36,15 @@ def evaluate(
     edit_views: EditViews | None = None,
     description: str = "evaluate",
     log_period: int = 10,
+    group: Group | None = None,
+    stop_reason: Callable[[], str | None] = lambda: None,
 ) -> VideoScores:
     """Score videos by all of their views.
 
     Args:
         model: `(B, C, T, H, W) -> logits (B, K)`; put into evaluation mode for the time being.
         videos: items `{video, label, index, error}`: uint8 `(V, T, C, H, W)` with all views of one video, or None and
-            the reason.
+            the reason; of several processes each has its own videos. Has a length.
         paths: path of each video of the list, by index.
         num_views: V, temporal views x spatial crops.
         method: how the views' scores are put together, see `VideoScores`.
@@ -53,17 +57,28 @@ def evaluate(
             reversed in time.
         description: for the progress display.
         log_period: in videos, where progress is written as lines.
+        group: the processes that share the videos; None: this one has all.
+        stop_reason: asked after each video; where it gives a reason, in any process, all of them stop.
 
     Returns:
-        The scores; call its `summary(len(paths))`.
+        The scores of all processes' videos, on each of them; call its `summary(len(paths))`.
+
+    Raises:
+        Stopped: see `stop_reason`; what was evaluated so far is lost.
     """
+    group = group or Group()
     scores = VideoScores(num_views, method=method, activation=activation)
     was_training = model.training
     model.eval()
-    with Progress(len(paths), description, log_period=log_period, logger=logger) as progress:
+    reason = None
+    with Progress(len(videos), description, log_period=log_period, logger=logger, enabled=group.is_main) as progress:
 
         def views() -> Iterator[tuple[int, int, int, Tensor]]:
+            nonlocal reason
             for item in videos:
+                reason = stop_reason()
+                if reason is not None:
+                    return
                 progress.update()
                 index = item["index"]
                 if item["video"] is None:
@@ -82,6 +97,12 @@ def evaluate(
             for (index, view, label, _), row in zip(batch, logits.float().cpu().split(1)):
                 scores.add(index, [view], row, label=label, path=paths[index])
     model.train(was_training)
+    # Processes end their shares at different times: nobody waits for the scores of one that has stopped.
+    if group.any(reason is not None, f"whether to stop: {description}"):
+        raise Stopped(f"{description}: stopped by {reason or 'another process'}")
+    for rank, other in enumerate(group.gather(scores, f"scores: {description}")):
+        if rank != group.rank:
+            scores.merge(other)
     return scores
 
 

@@ -133,6 +133,23 @@ class VideoScores:
             raise AssertionError(f"video {index} ({path}) is reported as failed, but it is there already")
         self.failures[index] = (str(path), str(reason))
 
+    def merge(self, other: "VideoScores") -> None:
+        """Take the videos that another process has scored.
+
+        Raises:
+            AssertionError: a video is in both.
+        """
+        common = (self._videos.keys() | self.failures.keys()) & (other._videos.keys() | other.failures.keys())
+        if common:
+            raise AssertionError(f"videos {sorted(common)[:NAMED]} were evaluated by two processes")
+        for mine, theirs in (
+            (self._videos, other._videos),
+            (self._waiting, other._waiting),
+            (self._scores, other._scores),
+            (self.failures, other.failures),
+        ):
+            mine.update(theirs)
+
     def _together(self, probabilities: np.ndarray) -> np.ndarray:
         """`(V, K)` to `(K,)`."""
         if self.method == "max":

@@ -1,271 +1,498 @@
 """The training loop: epochs, steps, validation, checkpoints, events. It knows modules and loaders, never a config."""
 
-import contextlib
 import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from revvideo.engine.checkpoint import (
-    checkpoint_name,
-    checkpoint_state,
-    load_checkpoint,
-    load_model_state,
-    random_state,
-    save_checkpoint,
-    set_random_state,
-)
+from revvideo.distributed.group import Group
+from revvideo.engine.bad_videos import BadVideos
+from revvideo.engine.checkpoint import checkpoint_name, checkpoint_state, load_checkpoint, load_model_state
+from revvideo.engine.checkpoint_folder import CheckpointFolder
+from revvideo.engine.data_wait import DataWait
+from revvideo.engine.ema import ModelEma
 from revvideo.engine.events import EventLog
-from revvideo.engine.inversion import CheckInversion, inversion_checked
-from revvideo.engine.losses import Loss
-from revvideo.engine.metrics import merge_mixed_targets, topk_correct
-from revvideo.engine.optimizer import clip_gradients, load_optimizer_state, set_lr
+from revvideo.engine.freezing import FrozenParts
+from revvideo.engine.optimizer import load_optimizer_state
+from revvideo.engine.peak_memory import peak_memory_mib
 from revvideo.engine.progress import Progress
-from revvideo.errors import CheckFailed
+from revvideo.engine.random_state import random_state, set_random_state
+from revvideo.engine.step_totals import StepTotals
+from revvideo.engine.train_step import StepOutcome, TrainStep
+from revvideo.errors import CheckFailed, Stopped
 
 logger = logging.getLogger(__name__)
 
-BAD_VIDEOS_NAMED = 20  # in the log; events.jsonl names all
-BAD_VIDEOS_IN_ERROR = 3
+MOST_SKIPPED_STEPS = 100  # in a row: a loss scale that finds no finite gradients in so many steps finds none
+FINAL_SAVE_TRIES = 5
+
+Validate = Callable[[nn.Module], dict]
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-    """How to train.
+    """When to do what.
 
     Attributes:
         max_epoch: number of epochs.
         learning_rate: fractional epoch -> learning rate; asked before every step.
         eval_period, checkpoint_period: in epochs; the last epoch always counts.
+        checkpoint_minutes: a checkpoint is written when the last one is so old; 0: only after epochs.
+        retry_seconds: a checkpoint that could not be written is tried again after so long.
         log_period: in steps, where progress is written as lines.
-        amp_dtype: autocast to float16 (with loss scaling) or bfloat16; None trains in the parameters' own precision.
-        clip_value, clip_l2_norm: limits of the gradients, see `clip_gradients`.
+        on_nan: "stop", or "rollback": once, to the last checkpoint, and then without the batch that did it.
         max_bad_fraction: training stops when more than this share of the videos asked for could not be read.
         min_videos_judged: ... but not before so many were asked for.
-        check_inversion_period: the inputs that a reversible model rebuilds are compared with the true ones on every
-            n-th step, from the first one on; 0: never.
-        check_inversion_limit: training stops when one differs by more, see `inversion_checked`.
+        seed: RNG_SEED, for what a checkpoint of another number of processes does not hold.
     """
 
     max_epoch: int
     learning_rate: Callable[[float], float]
     eval_period: int = 1
     checkpoint_period: int = 1
+    checkpoint_minutes: float = 0.0
+    retry_seconds: float = 60.0
     log_period: int = 10
-    amp_dtype: torch.dtype | None = None
-    clip_value: float | None = None
-    clip_l2_norm: float | None = None
+    on_nan: str = "stop"
     max_bad_fraction: float = 0.05
     min_videos_judged: int = 100
-    check_inversion_period: int = 0
-    check_inversion_limit: float = 1e-3
+    seed: int = 0
+
+
+@dataclasses.dataclass
+class Position:
+    """How far training is.
+
+    Attributes:
+        epoch: the epoch in progress, from 0.
+        samples: videos of it that were trained on, in all processes.
+        steps: steps of it that were made.
+        step: steps since the start of training.
+    """
+
+    epoch: int = 0
+    samples: int = 0
+    steps: int = 0
+    step: int = 0
+
+
+class _RolledBack(Exception):
+    """The trainer is at an earlier position; the loader has to follow."""
 
 
 class Trainer:
-    """Trains `model` in a run folder.
+    """Trains a model in a run folder, alone or as one of several processes that all call the same methods.
 
     Args:
-        model: `(B, C, T, H, W) -> logits (B, K)`, on `device`.
-        optimizer: over its parameters, with groups of `parameter_groups`.
-        loss: see `revvideo.engine.losses`.
-        settings: how.
-        prepare: `(batch, epoch, step) -> (clips, targets)`: float clips `(B, C, T, H, W)` on the device, normalised and
-            mixed, and class numbers `(B,)` or weights `(B, K)`.
-        device: where the model is.
-        folder: the run folder; checkpoints go to `checkpoints/` in it.
+        step: model, optimizer and loss.
+        settings: when to do what.
+        prepare: `(batch, epoch, step) -> parts`: pairs of float clips `(B, C, T, H, W)` on the device, normalised and
+            mixed, and class numbers `(B,)` or weights `(B, K)`; together the batch.
+        checkpoints: where to; None: no checkpoints.
         config_text: the resolved config, kept in the checkpoints.
         events: the diary.
-        check_inversion: of a reversible model; makes the context in which it compares what it rebuilds.
+        group: the processes of the run; None: this one alone.
+        ema: average of the weights, validated beside them; the best checkpoint is then judged by it.
+        frozen: parts of the model that are not trained.
+        data_wait: gives advice when training waits for its batches.
+        stop_reason: asked at every step; where it gives a reason, in any process, all of them save and stop.
+        on_stop: called in every process after that checkpoint, before `Stopped` is raised.
+        notes: further plain values for the checkpoints, such as class names and the version of the code.
+
+    Attributes:
+        position: how far it is.
+        best_top1: highest validation accuracy so far in percent, -1 before the first.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        loss: Loss,
+        step: TrainStep,
         settings: TrainSettings,
         *,
-        prepare: Callable[[object, int, int], tuple[Tensor, Tensor]],
-        device: torch.device,
-        folder: Path,
+        prepare: Callable[[object, int, int], Iterable[tuple[Tensor, Tensor]]],
+        checkpoints: CheckpointFolder | None,
         config_text: str,
         events: EventLog,
-        check_inversion: CheckInversion | None = None,
+        group: Group | None = None,
+        ema: ModelEma | None = None,
+        frozen: FrozenParts | None = None,
+        data_wait: DataWait | None = None,
+        stop_reason: Callable[[], str | None] = lambda: None,
+        on_stop: Callable[[], None] | None = None,
+        notes: dict | None = None,
     ):
-        self.model, self.optimizer, self.loss, self.settings = model, optimizer, loss, settings
-        self.prepare, self.device = prepare, device
-        self.folder, self.config_text, self.events = Path(folder), config_text, events
-        self.check_inversion = check_inversion
-        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.amp_dtype is torch.float16)
-        self.next_epoch = 0
-        self.best_top1 = -1.0
-        self.videos_asked = self.videos_bad = 0
-        self._warned: set[str] = set()  # paths of bad videos that the log has named
-        self._first_bad: dict[str, str] = {}  # path -> reason, of the first unreadable ones
+        self.step, self.settings, self.prepare = step, settings, prepare
+        self.checkpoints, self.config_text, self.events = checkpoints, config_text, events
+        self.group = Group() if group is None else group
+        self.ema, self.frozen = ema, frozen
+        self.stop_reason, self.on_stop, self.notes = stop_reason, on_stop, dict(notes or {})
+        self.position, self.best_top1 = Position(), -1.0
+        self.bad_videos = BadVideos(
+            events, max_fraction=settings.max_bad_fraction, min_judged=settings.min_videos_judged
+        )
+        self.data_wait = DataWait(logger) if data_wait is None else data_wait
+        self.rollbacks, self.skipped_steps = 0, 0
+        self._loader_state: dict = {}  # whose samples they are
+        self.left_out: list[list[int]] = []  # [epoch, samples before it] of batches that gave no finite loss
+        self._skipped_in_a_row = 0
+        self._saved_at = time.monotonic()
+        self._retry_at: float | None = None
 
-    def fit(self, loader: Iterable, *, validate: Callable[[], dict] | None = None) -> None:
-        """Train from `next_epoch` to the end.
+    @property
+    def model(self) -> nn.Module:
+        """The model, without a wrapper."""
+        return self.step.model
+
+    def fit(self, loader, *, validate: Validate | None = None) -> None:
+        """Train from `position` to the end.
 
         Args:
-            loader: yields batches; has a length and `set_epoch(epoch)`.
-            validate: evaluates the model as it is and returns the figures of `VideoScores.summary`.
+            loader: a `TrainLoader`, or one like it: `set_epoch(epoch, samples)`, batches, `len`, `samples_per_step`,
+                `batches_per_epoch`, `origin(batch)`.
+            validate: evaluates a model and returns the figures of `VideoScores.summary`; in all processes the same.
 
         Raises:
             CheckFailed: a loss is not finite, too many videos cannot be read, or inputs cannot be rebuilt.
+            Stopped: `stop_reason` gave one; a checkpoint is written.
         """
-        settings = self.settings
-        for epoch in range(self.next_epoch, settings.max_epoch):
-            loader.set_epoch(epoch)
-            self._train_epoch(loader, epoch)
-            self.next_epoch = epoch + 1
-            last = self.next_epoch == settings.max_epoch
-            if validate is not None and (last or self.next_epoch % settings.eval_period == 0):
-                self._validate(validate, epoch)
-            if last or self.next_epoch % settings.checkpoint_period == 0:
-                self.save(epoch)
+        self._loader_state = loader.state_dict()
+        while self.position.epoch < self.settings.max_epoch:
+            try:
+                self._train_epoch(loader)
+                self._finish_epoch(validate)
+            except _RolledBack:
+                continue
 
-    def train_step(
-        self, clips: Tensor, targets: Tensor, learning_rate: float, *, step: int | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One optimizer step; returns loss (scalar), logits `(B, K)`, detached, and the gradients' norm from before.
-
-        With the number of the step from the start of training, the inversion is checked when its turn has come; a
-        check that fails leaves the weights as they were.
-        """
-        settings = self.settings
-        set_lr(self.optimizer, learning_rate)
-        self.optimizer.zero_grad(set_to_none=True)
-        with self._inversion_checked(step):
-            with torch.autocast(self.device.type, dtype=settings.amp_dtype, enabled=settings.amp_dtype is not None):
-                logits = self.model(clips)
-            outputs = logits.float().sigmoid() if self.loss.takes_probabilities else logits
-            loss = self.loss(outputs, targets)
-            self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients(self.model.parameters(), value=settings.clip_value, l2_norm=settings.clip_l2_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return loss.detach(), logits.detach(), norm
-
-    def _inversion_checked(self, step: int | None) -> contextlib.AbstractContextManager:
-        period = self.settings.check_inversion_period
-        if self.check_inversion is None or step is None or not period or step % period:
-            return contextlib.nullcontext()
-        limit = self.settings.check_inversion_limit
-        return inversion_checked(self.check_inversion, step=step, limit=limit, events=self.events)
-
-    def _train_epoch(self, loader: Iterable, epoch: int) -> None:
+    def _train_epoch(self, loader) -> None:
+        position = self.position
+        loader.set_epoch(position.epoch, position.samples)
         self.model.train()
-        num_steps = len(loader)
-        description = f"train {epoch + 1}/{self.settings.max_epoch}"
-        with Progress(num_steps, description, log_period=self.settings.log_period, logger=logger) as progress:
+        if self.frozen is not None:
+            self.frozen.keep_in_eval()
+        num_steps = position.steps + len(loader)
+        later = (self.settings.max_epoch - position.epoch - 1) * loader.batches_per_epoch
+        description = f"train {position.epoch + 1}/{self.settings.max_epoch}"
+        with Progress(
+            num_steps,
+            description,
+            log_period=self.settings.log_period,
+            logger=logger,
+            enabled=self.group.is_main,
+            initial=position.steps,
+            total_remaining=later,
+        ) as progress:
             asked_at = time.perf_counter()
-            for step, batch in enumerate(loader):
-                got_at = time.perf_counter()
-                self._count_bad(batch, epoch)
-                clips, targets = self.prepare(batch, epoch, step)
-                lr = self.settings.learning_rate(epoch + step / num_steps)
-                loss, logits, norm = self.train_step(clips, targets, lr, step=epoch * num_steps + step)
-                scores, labels = merge_mixed_targets(logits, targets)
-                top1 = topk_correct(scores, labels, (1,))[0].item() / len(clips)
-                value, done_at = loss.item(), time.perf_counter()
-                wait = (got_at - asked_at) / (done_at - asked_at)
-                rate = len(clips) / (done_at - asked_at)
-                self.events.write(
-                    "train_step",
-                    step=epoch * num_steps + step,
-                    epoch=epoch,
-                    loss=value,
-                    lr=lr,
-                    grad_norm=norm.item(),
-                    top1=100.0 * top1,
-                    clips_per_second=rate,
-                    data_wait_share=wait,
-                    bad_videos=self.videos_bad,
-                )
-                if not math.isfinite(value) and not self.scaler.is_enabled():
-                    raise CheckFailed(
-                        f"the loss is {value} at step {step} of epoch {epoch} (videos {batch.index.tolist()}); lower "
-                        "SOLVER.BASE_LR, clip the gradients (SOLVER.CLIP_GRAD_L2NORM), or train without AMP"
-                    )
-                progress.update(loss=value, top1=100.0 * top1, lr=lr, **{"clips/s": rate, "data": f"{wait:.0%}"})
+            for batch in loader:
+                wait_seconds = time.perf_counter() - asked_at
+                if [position.epoch, position.samples] in self.left_out:
+                    self._advance(loader)
+                    continue
+                fields, reason, save_due = self._step(loader, batch, asked_at, wait_seconds)
+                self._advance(loader)
+                progress.update(**fields)
+                if reason is not None:
+                    self._stop(reason)
+                if save_due:
+                    self.save()
                 asked_at = time.perf_counter()
 
-    def _count_bad(self, batch, epoch: int) -> None:
-        """Take note of videos that are damaged, or unreadable and replaced; stop when too many are unreadable."""
-        self.videos_asked += batch.num_videos + len(batch.bad)
-        self.videos_bad += len(batch.bad)
-        for kind, what, videos in (
-            ("bad_video", "unreadable video, another one taken", batch.bad),
-            ("damaged_video", "damaged video, its good frames are used", batch.damaged),
-        ):
-            for path, reason in videos:
-                self.events.write(kind, epoch=epoch, path=path, reason=reason)
-                if path not in self._warned and len(self._warned) < BAD_VIDEOS_NAMED:
-                    self._warned.add(path)
-                    logger.warning("%s: %s: %s", what, path, reason)
-        for path, reason in batch.bad:
-            if len(self._first_bad) < BAD_VIDEOS_IN_ERROR:
-                self._first_bad.setdefault(path, reason)
-        share = self.videos_bad / self.videos_asked
-        if self.videos_asked >= self.settings.min_videos_judged and share > self.settings.max_bad_fraction:
-            raise CheckFailed(
-                f"{self.videos_bad} of {self.videos_asked} videos could not be read ({share:.1%}); allowed are "
-                f"{self.settings.max_bad_fraction:.1%} (LOADER.MAX_BAD_FRACTION). The first: "
-                f"{'; '.join(f'{path}: {reason}' for path, reason in self._first_bad.items())}. "
-                f"{self.events.path} names each"
+    def _advance(self, loader) -> None:
+        self.position.samples += loader.samples_per_step
+        self.position.steps += 1
+        self.position.step += 1
+
+    def _step(self, loader, batch, asked_at: float, wait_seconds: float) -> tuple[dict, str | None, bool]:
+        """One step; returns what to show, why to stop (or None), and whether a checkpoint is due."""
+        position = self.position
+        done_epochs = position.epoch + position.samples / loader.samples_per_step / loader.batches_per_epoch
+        learning_rate = self.settings.learning_rate(done_epochs)
+        parts = self.prepare(batch, position.epoch, position.steps)
+        outcome = self.step.forward_backward(parts, step=position.step)
+        totals = self._totals(batch, outcome, asked_at, wait_seconds)
+        self._note_bad_videos(batch, totals)
+        norm = outcome.grad_norm.item()
+        fields = {
+            "loss": totals.loss,
+            "lr": learning_rate,
+            "grad_norm": norm,
+            "top1": totals.top1,
+            "clips_per_second": totals.clips_per_second,
+            "data_wait_share": totals.data_wait_share,
+            "peak_memory_mib": peak_memory_mib(self.step.device),
+        }
+        self.events.write(
+            "train_step", step=position.step, epoch=position.epoch, **fields, bad_videos=self.bad_videos.bad
+        )
+        finite = math.isfinite(totals.loss) and math.isfinite(norm)
+        if not finite:
+            self._not_finite(loader, batch, outcome, totals.loss, norm)
+        self.step.update(learning_rate)
+        if finite:
+            self._skipped_in_a_row = 0
+            if self.ema is not None:
+                self.ema.update(self.model)
+        if self.group.is_main:
+            advice = self.data_wait.add(totals.wait_seconds, totals.seconds)
+            if advice is not None:
+                self.events.write("data_wait", step=position.step, advice=advice)
+        shown = {
+            "loss": totals.loss,
+            "top1": totals.top1,
+            "lr": learning_rate,
+            "clips/s": totals.clips_per_second,
+            "data": f"{totals.data_wait_share:.0%}",
+            "mem": f"{fields['peak_memory_mib']:.0f} MiB",
+        }
+        return shown, totals.stop_reason, totals.save_due
+
+    def _totals(self, batch, outcome: StepOutcome, asked_at: float, wait_seconds: float) -> StepTotals:
+        """What the processes tell each other about the step, the stop and the checkpoint in one collective."""
+        now = time.monotonic()
+        return StepTotals.agree(
+            self.group,
+            what=f"step {self.position.step}",
+            outcome=outcome,
+            num_videos=batch.num_videos,
+            num_bad=len(batch.bad),
+            num_damaged=len(batch.damaged),
+            began_at=asked_at,
+            wait_seconds=wait_seconds,
+            stop_reason=self.stop_reason(),
+            save_due=self.group.is_main and self._save_due(now),
+        )
+
+    def _save_due(self, now: float) -> bool:
+        if self.checkpoints is None:
+            return False
+        if self._retry_at is not None:
+            return now >= self._retry_at
+        minutes = self.settings.checkpoint_minutes
+        return bool(minutes) and now - self._saved_at >= 60.0 * minutes
+
+    def _note_bad_videos(self, batch, totals: StepTotals) -> None:
+        asked = totals.num_videos + totals.num_bad
+        bad, damaged = [], []
+        if totals.num_bad or totals.num_damaged:
+            for theirs in self.group.gather((batch.bad, batch.damaged), f"bad videos of step {self.position.step}"):
+                bad += theirs[0]
+                damaged += theirs[1]
+        self.bad_videos.add(asked, bad, damaged, self.position.epoch)
+
+    # What is not a number
+
+    def _not_finite(self, loader, batch, outcome: StepOutcome, loss: float, norm: float) -> None:
+        """Loss scaling leaves the step out and lowers its scale; else the batch is written down, and RUN.ON_NAN acts.
+
+        Raises:
+            CheckFailed: training stops.
+            _RolledBack: it goes on from the last checkpoint.
+        """
+        position = self.position
+        if self.step.scaler.is_enabled() and self._skipped_in_a_row < MOST_SKIPPED_STEPS:
+            self.skipped_steps += 1
+            self._skipped_in_a_row += 1
+            scale = self.step.scaler.get_scale()
+            self.events.write("skipped_step", step=position.step, scale=scale, skipped_steps=self.skipped_steps)
+            return
+        mine = {"rank": self.group.rank, "loss": outcome.loss.item(), **loader.origin(batch)}
+        origins = self.group.gather(mine, f"batch of step {position.step}")
+        self.events.write(
+            "not_finite", step=position.step, epoch=position.epoch, loss=loss, grad_norm=norm, ranks=origins
+        )
+        found = (
+            f"the loss is {loss}, the norm of the gradients {norm}, at step {position.step} (epoch {position.epoch})"
+        )
+        culprit = next((each for each in origins if not math.isfinite(each["loss"])), origins[0])
+        videos = ", ".join(culprit["videos"][:4]) + (", ..." if len(culprit["videos"]) > 4 else "")
+        if self.settings.on_nan == "rollback" and self.rollbacks == 0:
+            self._roll_back(loader, found)
+        advice = "lower SOLVER.BASE_LR, clip the gradients (SOLVER.CLIP_GRAD_L2NORM), or train without AMP"
+        again = f" again, after {self.rollbacks} rollback," if self.rollbacks else ""
+        raise CheckFailed(
+            f"{found}{again}: videos {videos} on rank {culprit['rank']}; {self.events.path} has all of them, with "
+            f"their seeds. The weights are those of the step before; {advice}"
+        )
+
+    def _roll_back(self, loader, found: str) -> None:
+        """Go back to the last checkpoint, if there is one, and leave the present batch out from now on."""
+        latest = self.checkpoints.latest() if self.group.is_main and self.checkpoints is not None else None
+        path = self.group.broadcast(latest, "checkpoint to roll back to")
+        if path is None:
+            return
+        left_out = [self.position.epoch, self.position.samples]
+        step = self.position.step
+        self.resume(path, loader)
+        self.rollbacks += 1
+        self.left_out.append(left_out)
+        self.events.write("rollback", step=step, path=str(path), epoch=left_out[0], samples=left_out[1])
+        logger.warning("%s; back to %s, and on without this batch (RUN.ON_NAN rollback)", found, path)
+        raise _RolledBack
+
+    # The end of an epoch, and of the run
+
+    def _finish_epoch(self, validate: Validate | None) -> None:
+        settings, position = self.settings, self.position
+        number = position.epoch + 1
+        last = number == settings.max_epoch
+        best = False
+        if validate is not None and (last or number % settings.eval_period == 0):
+            try:
+                best = self._validate(validate)
+            except Stopped as error:
+                self._stop(str(error))
+        self.position = Position(epoch=number, step=position.step)
+        if last or best or number % settings.checkpoint_period == 0:
+            path = self.save(final=last)
+            if best and path is not None:
+                self.checkpoints.mark_best(path)
+
+    def _validate(self, validate: Validate) -> bool:
+        """Validate the weights, and their average where there is one; returns whether it is the best so far."""
+        epoch = self.position.epoch
+        for name, model in [("raw", self.model)] + ([("ema", self.ema.module)] if self.ema is not None else []):
+            result = validate(model)
+            top1 = result["top1_acc"]
+            self.events.write("validation", epoch=epoch, step=self.position.step, weights=name, **result)
+            logger.info(
+                "validation after epoch %d%s: top-1 %s, top-5 %s, %d videos, %d failed",
+                *(epoch + 1, ", averaged weights" if name == "ema" else "", _percent(top1)),
+                *(_percent(result["top5_acc"]), result["num_videos"], len(result["failed"])),
             )
+        if top1 is None or top1 <= self.best_top1:
+            return False
+        self.best_top1 = top1
+        return True
 
-    def _validate(self, validate: Callable[[], dict], epoch: int) -> None:
-        result = validate()
-        top1 = result["top1_acc"]
-        self.best_top1 = max(self.best_top1, -1.0 if top1 is None else top1)
-        self.events.write("validation", epoch=epoch, **result)
-        logger.info(
-            "validation after epoch %d: top-1 %s, top-5 %s, %d videos, %d failed",
-            *(epoch + 1, _percent(top1), _percent(result["top5_acc"]), result["num_videos"], len(result["failed"])),
-        )
+    def _stop(self, reason: str) -> None:
+        """Save, let everybody finish saving, and leave.
 
-    def save(self, epoch: int) -> Path:
-        """Write the checkpoint of a finished epoch (counted from 0)."""
+        Raises:
+            Stopped: always, but
+            OSError: where the checkpoint could not be written.
+        """
+        if self.checkpoints is not None and self.group.broadcast(self.save(final=True), "checkpoint written") is None:
+            raise OSError(f"stopped by {reason}, but no checkpoint could be written to {self.checkpoints.folder}")
+        self.events.write("stop", reason=reason, step=self.position.step)
+        self.group.barrier("stop")
+        if self.on_stop is not None:
+            self.on_stop()
+        raise Stopped(f"stopped by {reason} after step {self.position.step}; the same command goes on from there")
+
+    # Checkpoints
+
+    def save(self, *, final: bool = False) -> Path | None:
+        """Write a checkpoint of the present position; all processes call it, the first one writes.
+
+        A write that fails is told, noted and tried again later; `final`: now, several times.
+
+        Returns:
+            The file, in the first process; None where it was not written.
+        """
+        if self.checkpoints is None:
+            return None
+        states = self.group.gather(random_state(), f"random states of step {self.position.step}")
+        if not self.group.is_main:
+            return None
+        position = self.position
         state = checkpoint_state(
-            epoch=epoch,
+            epoch=position.epoch - 1,
             model=self.model,
-            optimizer=self.optimizer,
+            optimizer=self.step.optimizer,
             cfg=self.config_text,
-            scaler=self.scaler if self.scaler.is_enabled() else None,
-            random_state=random_state(),
+            scaler=self.step.scaler if self.step.scaler.is_enabled() else None,
+            position=dataclasses.asdict(position),
+            loader=self._loader_state | {"epoch": position.epoch, "samples": position.samples},
+            random_states=states,
             best_top1=self.best_top1,
+            counters={
+                "rollbacks": self.rollbacks,
+                "skipped_steps": self.skipped_steps,
+                "left_out": self.left_out,
+                "bad_videos": self.bad_videos.state_dict(),
+            },
+            **({"ema_state": self.ema.state_dict()} if self.ema is not None else {}),
+            **self.notes,
         )
-        path = save_checkpoint(self.folder / "checkpoints" / checkpoint_name(epoch), state)
-        self.events.write("checkpoint", epoch=epoch, path=str(path))
+        path = self._write(checkpoint_name(position.epoch - 1, position.steps), state, tries=FINAL_SAVE_TRIES * final)
+        now = time.monotonic()
+        if path is None:
+            self._retry_at = now + self.settings.retry_seconds
+            return None
+        self._saved_at, self._retry_at = now, None
+        self.events.write("checkpoint", epoch=state["epoch"], step=position.step, path=str(path))
         return path
 
-    def resume(self, path: Path) -> None:
-        """Continue exactly after the epoch that a checkpoint of this run was written at."""
+    def _write(self, name: str, state: dict, *, tries: int) -> Path | None:
+        path = self.checkpoints.save(name, state)
+        for number in range(1, tries):
+            if path is not None:
+                break
+            time.sleep(2.0 ** (number - 2))  # 0.5 s to 4 s
+            path = self.checkpoints.save(name, state)
+        return path
+
+    def resume(self, path: Path, loader) -> None:
+        """Continue exactly where a checkpoint of this run was written; in all processes.
+
+        Raises:
+            InputError: the checkpoint is of another model or optimizer, or of another order of the loader's samples.
+        """
         state = load_checkpoint(path)
+        if state.get("loader", {}).get("samples"):  # at the start of an epoch the list may be another one
+            loader.load_state_dict(state["loader"])
         self.load(state, source=str(path))
-        if "random_state" in state:
-            set_random_state(state["random_state"])
         self.best_top1 = state.get("best_top1", -1.0)
-        self.events.write("resume", path=str(path), epoch=state["epoch"])
-        logger.info("resumed after epoch %d from %s", state["epoch"] + 1, path)
+        counters = state.get("counters", {})
+        self.rollbacks = counters.get("rollbacks", 0)
+        self.skipped_steps = counters.get("skipped_steps", 0)
+        self.left_out = [list(each) for each in counters.get("left_out", [])]
+        if "bad_videos" in counters:
+            self.bad_videos.load_state_dict(counters["bad_videos"])
+        self._set_random_state(state.get("random_states"), path)
+        position = self.position
+        self.events.write("resume", path=str(path), epoch=state["epoch"], step=position.step)
+        where = f"{position.steps} steps of epoch {position.epoch + 1}" if position.steps else f"epoch {position.epoch}"
+        logger.info("resumed after %s from %s", where, path)
+
+    def _set_random_state(self, states: Sequence[dict] | None, path: Path) -> None:
+        rank, world_size = self.group.rank, self.group.world_size
+        if states is not None and len(states) == world_size:
+            set_random_state(states[rank])
+            return
+        key = np.random.SeedSequence([self.settings.seed, self.position.step, rank])
+        torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        saved = "no process" if states is None else f"{len(states)} process{'es' if len(states) > 1 else ''}"
+        logger.warning(
+            "%s holds the random state of %s, and this run has %d: it goes on at the same sample, but is not bit-equal",
+            *(path, saved, world_size),
+        )
+
+    def restart_average(self) -> None:
+        """Begin the average of the weights (EMA) anew, with the weights as they are."""
+        if self.ema is not None:
+            load_model_state(self.ema.module, self.model.state_dict(), source="the model")
 
     def load(self, state: dict, *, source: str, with_progress: bool = True) -> None:
-        """Take the weights of a checkpoint and, unless `with_progress` is off, its optimizer, scaler and epoch."""
+        """Take the weights of a checkpoint and, unless `with_progress` is off, its optimizer, scaler and position."""
         load_model_state(self.model, state["model_state"], source=source)
+        self.restart_average()
+        if self.ema is not None and "ema_state" in state:
+            load_model_state(self.ema.module, state["ema_state"], source=f"{source}, averaged weights")
+        elif self.ema is not None:
+            logger.warning("%s holds no average of the weights (EMA.ENABLE): it starts from these", source)
         if with_progress and "optimizer_state" not in state:
             logger.warning("%s holds no optimizer state: only its weights are taken", source)
         elif with_progress:
-            load_optimizer_state(self.optimizer, state["optimizer_state"], source=source)
-            if self.scaler.is_enabled() and "scaler_state" in state:
-                self.scaler.load_state_dict(state["scaler_state"])
-            self.next_epoch = state["epoch"] + 1
+            load_optimizer_state(self.step.optimizer, state["optimizer_state"], source=source)
+            if self.step.scaler.is_enabled() and "scaler_state" in state:
+                self.step.scaler.load_state_dict(state["scaler_state"])
+            self.position = Position(**state["position"]) if "position" in state else Position(epoch=state["epoch"] + 1)
 
 
 def _percent(value: float | None) -> str:
