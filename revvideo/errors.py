@@ -17,5 +17,17 @@ class RankFailed(RuntimeError):
     """Another process of the run failed; the message names it and its error: exit code 1, one line."""
 
 
+class NotSaved(RuntimeError):
+    """The checkpoint at the end of a run could not be written; the message says where to: exit code 1."""
+
+
 class Stopped(Exception):
-    """The run was stopped by a signal, after a checkpoint: exit code 75."""
+    """The run was stopped by a signal, after a checkpoint: exit code 75.
+
+    Attributes:
+        reason: name of the signal, or who else has asked for it.
+    """
+
+    def __init__(self, message: str, *, reason: str = ""):
+        super().__init__(message)
+        self.reason = reason

@@ -4,7 +4,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from revvideo.errors import CheckFailed, InputError, RankFailed, Stopped, WorkerFailed
+from revvideo.errors import CheckFailed, InputError, NotSaved, RankFailed, Stopped, WorkerFailed
 
 EXIT_DONE, EXIT_CRASH, EXIT_WRONG_INPUT, EXIT_CHECK_FAILED = 0, 1, 2, 3
 EXIT_STOPPED, EXIT_INTERRUPTED = 75, 130  # 75 is EX_TEMPFAIL of sysexits.h, 130 a shell's for SIGINT
@@ -28,7 +28,7 @@ def run_guarded(work: Callable[[], int | None], *, prefix: str = "") -> int:
         return fail(f"error: {error}", EXIT_WRONG_INPUT, prefix=prefix)
     except CheckFailed as error:
         return fail(f"check failed: {error}", EXIT_CHECK_FAILED, prefix=prefix)
-    except (WorkerFailed, RankFailed) as error:
+    except (NotSaved, RankFailed, WorkerFailed) as error:
         return fail(f"error: {error}", EXIT_CRASH, prefix=prefix)
     except Stopped as error:
         return fail(f"stopped: {error}", EXIT_STOPPED, prefix=prefix)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import tiny
+import torch._inductor  # noqa: F401 - the first training imports it, for 2 s: once here instead of in every fork
 from videos import write_video
 
 from revvideo import jobs

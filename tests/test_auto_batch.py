@@ -17,7 +17,7 @@ from revvideo.benchmark.memory import peak_bytes
 from revvideo.build import auto_batch
 from revvideo.build.auto_batch import auto_accumulation
 from revvideo.config.batch import batch_plan
-from revvideo.data.loader import Batch
+from revvideo.data.batch import Batch
 from revvideo.engine.ema import ModelEma
 from revvideo.engine.train_step import TrainStep
 from revvideo.errors import InputError

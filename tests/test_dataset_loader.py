@@ -8,7 +8,8 @@ from videos import damage, frame_number, write_video
 
 from revvideo.data import sampling
 from revvideo.data.dataset import ClipSpec, EvalClips, TrainClips, needed_short_side
-from revvideo.data.loader import EpochSampler, eval_loader, train_loader
+from revvideo.data.epoch_sampler import EpochSampler
+from revvideo.data.loader import eval_loader, train_loader
 from revvideo.data.manifest import Manifest
 from revvideo.data.readers.index_cache import IndexCache
 from revvideo.data.transforms import EvalTransform, TrainTransform, as_clip, resize_short_side

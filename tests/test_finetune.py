@@ -44,7 +44,7 @@ def test_what_the_configs_train(name):
     cfg = load_config(name)
     assert cfg.TRAIN.CHECKPOINT_EPOCH_RESET
     linear = name.endswith("LINEAR")
-    assert cfg.FINETUNE.FREEZE == [("stem", "backbone")[linear]]
+    assert [("stem", "backbone")[linear]] == cfg.FINETUNE.FREEZE
     with torch.device("meta"):
         model = build.build_model(cfg)
     stem, *blocks, head = model.layer_groups()

@@ -5,7 +5,9 @@ import time
 
 import pytest
 import torch
+from gradients import assert_gradients_equal, parameter_gradients
 from processes import run_processes, values
+from tiny_models import CLIP_SHAPE, NUM_CLASSES, tiny_rev_mvit
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -148,6 +150,42 @@ def test_gradients_are_bit_equal_to_the_sum_in_the_order_of_ranks():
     assert order_shows, "the order of adding makes no difference: the test shows nothing"
 
 
+def reversible_gradients() -> list:
+    """Of a reversible model: of a step, then of two steps of which only the second communicates."""
+    found = []
+    with opened() as group:
+        for deterministic in (False, True):
+            replica = group.replicate(tiny_rev_mvit().double(), deterministic=deterministic)
+            reversible_backward(replica, [0], slice(group.rank, group.rank + 1))
+            found.append(parameter_gradients(replica.module))
+            replica.zero_grad()
+            with replica.no_sync():
+                reversible_backward(replica, [1], slice(group.rank, group.rank + 1))
+            reversible_backward(replica, [2], slice(group.rank, group.rank + 1))
+            found.append(parameter_gradients(replica.module))
+    return found
+
+
+def reversible_backward(model: nn.Module, steps: list[int], part: slice) -> None:
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        clips = torch.randn(2, *CLIP_SHAPE, generator=generator, dtype=torch.float64)
+        labels = torch.randint(NUM_CLASSES, (2,), generator=generator)
+        nn.functional.cross_entropy(model(clips[part]), labels[part]).backward()
+
+
+def test_a_reversible_model_gets_the_gradients_of_the_whole_batch():
+    model = tiny_rev_mvit(backprop="plain").double()
+    expected = []
+    for steps in ([0], [1, 2]):
+        model.zero_grad()
+        reversible_backward(model, steps, slice(None))
+        expected.append(parameter_gradients(model))
+    for found in values(run_processes(2, reversible_gradients)):
+        for gradients, right in zip(found, expected + expected):
+            assert_gradients_equal(gradients, right, torch.float64)
+
+
 def buffers() -> tuple:
     with opened() as group:
         model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
@@ -196,10 +234,10 @@ def test_a_request_to_stop_reaches_all_and_a_stop_is_no_failure():
 
 
 def finish_late() -> None:
-    with opened(timeout_seconds=2) as group:
+    with opened(timeout_seconds=1) as group:
         group.barrier("last")
         if group.is_main:
-            time.sleep(4)  # longer than the timeout: nobody waits in a collective for it
+            time.sleep(2.5)  # longer than the timeout: nobody waits in a collective for it
 
 
 def test_who_is_done_waits_for_the_others_in_peace():

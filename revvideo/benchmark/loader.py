@@ -138,7 +138,8 @@ def measure_stages(cfg: CfgNode, device: torch.device, num_batches: int) -> list
             with loading.stage(REST):
                 epoch, batch = next(batches)
             with preparing.stage(DEVICE_REST):
-                prepare(batch, epoch, step)
+                for _ in prepare(batch, epoch, step):
+                    pass
             clips += len(batch.video)
     clocks = (("loader", (*LOADER_STAGES, REST), loading), ("device", (*DEVICE_STAGES, DEVICE_REST), preparing))
     rows = [

@@ -45,7 +45,8 @@ def auto_accumulation(
     Args:
         cfg: the config.
         plan: its batch arithmetic.
-        model: on `device`; before DistributedDataParallel wraps it and before its average (EMA) is made.
+        model: on `device`, in the modes in which it trains; before DistributedDataParallel wraps it and before its
+            average (EMA) is made.
         optimizer: over its parameters.
         loss: of the config.
         device: of this process.

@@ -14,9 +14,10 @@ from revvideo.build.input_spec import input_spec
 from revvideo.config import ConfigError
 from revvideo.config.batch import BatchPlan
 from revvideo.data import sampling
+from revvideo.data.batch import Batch, batch_part
 from revvideo.data.dataset import ClipSpec, EvalClips, TrainClips
 from revvideo.data.image_dataset import EvalImages, TrainImages
-from revvideo.data.loader import Batch, ClipLoader, TrainLoader, batch_part, eval_loader, train_loader
+from revvideo.data.loader import ClipLoader, TrainLoader, eval_loader, train_loader
 from revvideo.data.manifest import Manifest, read_split, require_files, write_missing
 from revvideo.data.mixing import Mixing
 from revvideo.data.readers.index_cache import IndexCache

@@ -35,7 +35,8 @@ def choose_device(cfg: CfgNode, process: Process = ALONE) -> torch.device:
     if process.local_rank >= count > 1:
         raise ConfigError(
             f"process {process.local_rank} of this machine has no GPU: {count} are visible to the "
-            f"{process.local_world_size} processes; start at most {count} (NUM_GPUS, --nproc-per-node, --ntasks-per-node)"
+            f"{process.local_world_size} processes; start at most {count} of them (NUM_GPUS, --nproc-per-node, "
+            "--ntasks-per-node)"
         )
     return torch.device("cuda", process.local_rank if count > 1 else 0)
 

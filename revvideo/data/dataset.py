@@ -166,7 +166,7 @@ class TrainClips(Dataset):
         """Clips of one sample in one epoch.
 
         Args:
-            key: (epoch, sample index), as `loader.EpochSampler` gives them.
+            key: (epoch, sample index), as `EpochSampler` gives them.
 
         Returns:
             video: uint8 (S, T, C, H, W), each frame with channels-last strides.

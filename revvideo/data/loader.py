@@ -1,155 +1,24 @@
 """Loaders: which samples make which batch, worker processes, collation.
 
-Batches depend on (seed, epoch, sample) and not on the number of workers; the k-th batch over all processes holds the same
-samples for any number of processes.
+Batches depend on (seed, epoch, sample) and not on the number of workers; the k-th batch over all processes holds the
+same samples for any number of processes.
 """
 
 import contextlib
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
+from revvideo.data.batch import Batch, collate_clips
 from revvideo.data.dataset import EvalClips, TrainClips
+from revvideo.data.epoch_sampler import EpochSampler
 from revvideo.data.image_dataset import EvalImages, TrainImages
-from revvideo.data.sampling import order_generator
 from revvideo.data.video_reader import VideoError
 from revvideo.data.worker_watch import Mark, StartWorker, WorkerBoard, is_timeout
 from revvideo.errors import InputError, WorkerFailed
-
-
-@dataclass
-class Batch:
-    """A training batch; the S clips of one video are neighbours.
-
-    Attributes:
-        video: uint8 (B * S, T, C, H, W), channels innermost in memory.
-        label: int64 (B * S,).
-        index: int64 (B * S,), of the videos in the manifest.
-        num_videos: B.
-        bad: [(path, reason)] of the videos that were replaced because they do not decode.
-        damaged: [(path, reason)] of the videos in the batch that have filled-in frames.
-    """
-
-    video: torch.Tensor
-    label: torch.Tensor
-    index: torch.Tensor
-    num_videos: int
-    bad: list[tuple[str, str]] = field(default_factory=list)
-    damaged: list[tuple[str, str]] = field(default_factory=list)
-
-    def pin_memory(self) -> "Batch":
-        """Called by the DataLoader when it pins memory."""
-        return replace(
-            self, video=self.video.pin_memory(), label=self.label.pin_memory(), index=self.index.pin_memory()
-        )
-
-
-def batch_part(batch: Batch, part: int, num_parts: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clips and labels of one of `num_parts` equal parts of a batch, which together are the batch.
-
-    A part of an even number of clips holds with each clip the one at the mirrored place of the batch, at the mirrored
-    place of the part: what mixes a batch with its mirror image gives the same in parts.
-
-    Args:
-        batch: B clips, a multiple of `num_parts`.
-        part: 0 .. num_parts - 1.
-
-    Returns:
-        uint8 (B / num_parts, T, C, H, W), channels innermost in memory, and int64 (B / num_parts,).
-    """
-    if num_parts == 1:
-        return batch.video, batch.label
-    num_clips = len(batch.label)
-    size = num_clips // num_parts
-    if size % 2:
-        slices = [slice(part * size, (part + 1) * size)]
-    else:
-        first, half = part * size // 2, size // 2
-        slices = [slice(first, first + half), slice(num_clips - first - half, num_clips - first)]
-    video = torch.cat([batch.video[each].permute(0, 1, 3, 4, 2) for each in slices])  # (b, T, H, W, C)
-    return video.permute(0, 1, 4, 2, 3), torch.cat([batch.label[each] for each in slices])
-
-
-def collate_clips(items: list[dict]) -> Batch:
-    """Items of `TrainClips` to a `Batch`, keeping the channels innermost."""
-    video = torch.cat([item["video"].permute(0, 1, 3, 4, 2) for item in items])  # (B * S, T, H, W, C)
-    clips = torch.tensor([len(item["video"]) for item in items])
-    return Batch(
-        video=video.permute(0, 1, 4, 2, 3),  # (B * S, T, C, H, W)
-        label=torch.tensor([item["label"] for item in items]).repeat_interleave(clips),
-        index=torch.tensor([item["index"] for item in items]).repeat_interleave(clips),
-        num_videos=len(items),
-        bad=[entry for item in items for entry in item["bad"]],
-        damaged=[entry for item in items for entry in item["damaged"]],
-    )
-
-
-class EpochSampler(Sampler[tuple[int, int]]):
-    """The (epoch, sample index) keys of one process in one epoch.
-
-    The epoch's order is cut into batches of batch_size * world_size samples, of which each process takes its part; what
-    does not fill a whole one is left out in this epoch.
-
-    Args:
-        num_samples: of the data set.
-        batch_size: videos a step and process.
-        seed: of the order.
-        shuffle: a new order each epoch; False keeps that of the list.
-        rank, world_size: this process, and how many there are.
-
-    Raises:
-        InputError: fewer samples than one batch over all processes.
-    """
-
-    def __init__(
-        self, num_samples: int, *, batch_size: int, seed: int, shuffle: bool = True, rank: int = 0, world_size: int = 1
-    ):
-        if num_samples < batch_size * world_size:
-            raise InputError(
-                f"{num_samples} training videos do not fill one batch of {batch_size * world_size} "
-                f"({batch_size} on each of {world_size} processes): lower TRAIN.BATCH_SIZE"
-            )
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.seed = seed
-        self.shuffle = shuffle
-        self.rank = rank
-        self.world_size = world_size
-        self.num_batches = num_samples // self.samples_per_step
-        self.set_epoch(0)
-
-    @property
-    def samples_per_step(self) -> int:
-        """Samples of a batch over all processes."""
-        return self.batch_size * self.world_size
-
-    def set_epoch(self, epoch: int, start_sample: int = 0) -> None:
-        """Choose the epoch, and how many samples of its order were used before (to go on in the middle of it)."""
-        if not 0 <= start_sample <= self.num_samples:
-            raise ValueError(f"start_sample is {start_sample}, but an epoch has {self.num_samples} samples")
-        self.epoch = epoch
-        self.start_sample = start_sample
-
-    def identity(self) -> dict:
-        """What the order of the samples depends on besides the epoch."""
-        return {"num_samples": self.num_samples, "seed": self.seed, "shuffle": self.shuffle}
-
-    def __len__(self) -> int:
-        return (self.num_samples - self.start_sample) // self.samples_per_step * self.batch_size
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch, start_sample, num_items = self.epoch, self.start_sample, len(self)
-        order = range(self.num_samples)
-        if self.shuffle:
-            order = order_generator(self.seed, epoch).permutation(self.num_samples).tolist()
-        for batch in range(num_items // self.batch_size):
-            first = start_sample + batch * self.samples_per_step + self.rank * self.batch_size
-            for sample in order[first : first + self.batch_size]:
-                yield epoch, sample
 
 
 class ClipLoader:
@@ -328,17 +197,18 @@ class TrainLoader(ClipLoader):
             yield batch
 
     def origin(self, batch: Batch) -> dict:
-        """Where a batch of the current epoch comes from, in plain values, so that it can be made again.
+        """Where the batch that was given last comes from, in plain values, so that it can be made again.
 
         Returns:
-            `videos` (paths), `samples` (indices in the list), and `seed` and `epoch`, which with them key every random
-            decision about the clips.
+            `samples`, indices in the list, and `seed` and `epoch`, which with them key every random decision about the
+            clips: `dataset[epoch, sample]` gives them again. `videos`: what was read for them, the paths of the samples
+            or of stand-ins for unreadable ones.
         """
-        samples = batch.index.tolist()
         paths = self.dataset.manifest.paths
+        read = batch.index.view(batch.num_videos, -1)[:, 0].tolist()
         return {
-            "videos": [paths[index] for index in samples],
-            "samples": samples,
+            "videos": [paths[index] for index in read],
+            "samples": self.sampler.samples_at(self._given - self.samples_per_step),
             "seed": self.sampler.seed,
             "epoch": self.sampler.epoch,
         }

@@ -17,6 +17,7 @@ def listen_to_parent_only() -> None:
 
     Where the system does not tell the sender (macOS), SIGTERM keeps its meaning.
     """
+    signal.set_wakeup_fd(-1)  # a fork shares its parent's, where signals would count as the parent's
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):

@@ -9,7 +9,6 @@ A single process is a group too; then all of it is local and nothing of torch.di
 """
 
 import contextlib
-import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -24,13 +23,12 @@ from torch.nn.parallel import DistributedDataParallel
 from revvideo.distributed.env import Process
 from revvideo.distributed.meeting import Meeting, meet
 from revvideo.distributed.ordered_sum import ordered_sum_hook
-from revvideo.distributed.watch import Watch, is_of_others, is_timeout
+from revvideo.distributed.watch import PACE, Pace, Watch, is_of_others, is_timeout
 from revvideo.errors import InputError, RankFailed, Stopped
 
 logger = logging.getLogger(__name__)
 
 _NCCL_MORE_SECONDS = 8.0  # NCCL's own watchdog kills without naming anybody: ours comes first
-_DESTROY_SECONDS = 2.0  # for taking down the process group after a failure, when it may wait for dead peers
 
 
 class Group:
@@ -132,6 +130,7 @@ class _Processes(Group):
         super().__init__(process, device)
         self._watch, self._name = watch, name
         self._told: BaseException | None = None
+        self._occasion = "start"
 
     def sum(self, values: Tensor, what: str) -> Tensor:
         mine = super().sum(values, what)
@@ -157,9 +156,7 @@ class _Processes(Group):
 
     def replicate(self, model: nn.Module, *, deterministic: bool) -> nn.Module:
         self._enter("copying the model")
-        replica = DistributedDataParallel(
-            model, broadcast_buffers=any(True for _ in model.buffers()), gradient_as_bucket_view=True
-        )
+        replica = DistributedDataParallel(model, gradient_as_bucket_view=True)
         replica.register_comm_hook(None, self._marking(ordered_sum_hook if deterministic else allreduce_hook))
         return replica
 
@@ -183,7 +180,7 @@ class _Processes(Group):
                 return RankFailed(failure)
         self._told = error
         message = str(error).strip().partition("\n")[0]
-        failure = f"{self._name} failed after {self._watch.last_mark!r}: {type(error).__name__}: {message}"
+        failure = f"{self._name} failed after {self._occasion!r}: {type(error).__name__}: {message}"
         logger.error("%s", failure)  # before the others know: what they say of it comes later in a common log
         self._watch.report(failure)
         return error
@@ -191,21 +188,21 @@ class _Processes(Group):
     def _enter(self, what: str) -> None:
         if self._watch.failure is not None:
             raise RankFailed(self._watch.failure)
+        self._occasion = what
         self._watch.mark(what)
 
     def _marking(self, hook: Callable) -> Callable:
         """The communication hook, with every bucket of gradients marked as a collective."""
-        numbers = itertools.count(1)
 
         def marking_hook(group: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-            self._watch.mark(f"gradients, part {next(numbers)}")
+            self._watch.mark(f"gradients after {self._occasion}")
             return hook(group, bucket)
 
         return marking_hook
 
 
 @contextlib.contextmanager
-def open_group(process: Process, device: torch.device, *, timeout_seconds: float) -> Iterator[Group]:
+def open_group(process: Process, device: torch.device, *, timeout_seconds: float, pace: Pace = PACE) -> Iterator[Group]:
     """Join the other processes of the run; leave them at the end, also after an error.
 
     A normal end waits until all processes have come to theirs. An error that leaves the context is told to the other
@@ -215,6 +212,7 @@ def open_group(process: Process, device: torch.device, *, timeout_seconds: float
         process: this one.
         device: of its tensors: a CUDA device (collectives by NCCL, those of plain values by gloo) or the CPU (gloo).
         timeout_seconds: longest wait for another process, DIST.TIMEOUT_SECONDS.
+        pace: how fast failures are noticed.
 
     Raises:
         RankFailed: the processes did not find each other, or another one has failed.
@@ -224,23 +222,23 @@ def open_group(process: Process, device: torch.device, *, timeout_seconds: float
         yield Group(process, device)
         return
     meeting = meet(process, timeout_seconds)
-    watch = Watch(process.rank, meeting, timeout_seconds)
+    watch = Watch(process.rank, meeting, timeout_seconds, pace)
     group = _Processes(process, device, watch, meeting.names[process.rank])
     watch.start()
     try:
         _join(group, meeting, timeout_seconds)
         yield group
-    except (Stopped, GeneratorExit):
-        _finish(watch)
+    except Stopped:  # all of them do
+        _finish(watch, pace)
         raise
     except BaseException as error:
         explained = group.explain(error)
         watch.leave()
-        _destroy_soon()
+        _destroy_within(pace.leave_seconds)
         if explained is error:
             raise
         raise explained from error
-    _finish(watch)
+    _finish(watch, pace)
 
 
 def _join(group: _Processes, meeting: Meeting, timeout_seconds: float) -> None:
@@ -279,18 +277,18 @@ def check_gpus(names: list[str], gpus: list[str | None]) -> None:
         owners[gpu] = name
 
 
-def _finish(watch: Watch) -> None:
+def _finish(watch: Watch, pace: Pace) -> None:
     """The end of a run in which nothing went wrong here."""
     failure = watch.finish()
     if failure is not None:
-        _destroy_soon()
+        _destroy_within(pace.leave_seconds)
         raise RankFailed(failure)
     dist.destroy_process_group()
 
 
-def _destroy_soon() -> None:
+def _destroy_within(seconds: float) -> None:
     """Take down the process group, without waiting for what waits for peers that are gone."""
     if dist.is_initialized():
         thread = threading.Thread(target=dist.destroy_process_group, name="revvideo-destroy", daemon=True)
         thread.start()
-        thread.join(_DESTROY_SECONDS)
+        thread.join(seconds)

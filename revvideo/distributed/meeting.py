@@ -1,8 +1,10 @@
 """How the processes of a run find each other: a store at MASTER_ADDR:MASTER_PORT in which each writes who it is.
 
-Rank 0 holds the store, unless torchrun's agent does: then torch makes rank 0 one of its clients.
+Rank 0 holds the store until it ends, unless torchrun's agent does.
 """
 
+import contextlib
+import functools
 import os
 import socket
 from dataclasses import dataclass
@@ -21,15 +23,18 @@ class Meeting:
     """All processes are here.
 
     Attributes:
-        store: of the process groups; rank 0 must keep it as long as others need it.
+        store: of the process groups.
         names: who is who, by rank, such as `rank 1 (node7, process 4711)`.
         watch_store: the same keys by a connection of its own, since a blocked client blocks all threads that share it.
+        lifeline: a connection to the store on which nothing is ever said and no read blocks; it closes when the holder
+            of the store dies.
         holder: who has the store, for humans.
     """
 
     store: dist.Store
     names: list[str]
     watch_store: dist.Store
+    lifeline: socket.socket
     holder: str
 
 
@@ -46,18 +51,10 @@ def meet(process: Process, timeout_seconds: float) -> Meeting:
     where = f"{process.master_addr}:{process.master_port}"
     timeout = timedelta(seconds=timeout_seconds)
     try:
-        server = dist.TCPStore(
-            process.master_addr,
-            process.master_port,
-            process.world_size,
-            is_master=process.is_main,
-            timeout=timeout,
-            wait_for_workers=False,
-            multi_tenant=True,
-        )
-        # Under torchrun the store outlives a group: a second group must not find the keys of the first.
-        attempt = server.add(f"revvideo/opened/{process.rank}", 1)
-        store = dist.PrefixStore(f"revvideo/{attempt}", server)
+        run_store = _run_store(process, timeout)
+        # The store outlives a group: the next group of these processes must not find the keys of this one.
+        attempt = run_store.add(f"revvideo/opened/{process.rank}", 1)
+        store = dist.PrefixStore(f"revvideo/{attempt}", run_store)
         store.set(f"here/{process.rank}", f"rank {process.rank} ({socket.gethostname()}, process {os.getpid()})")
         names = _wait_for_all(store, process, timeout)
         client = dist.TCPStore(
@@ -67,16 +64,42 @@ def meet(process: Process, timeout_seconds: float) -> Meeting:
             timeout=timedelta(seconds=_WATCH_SECONDS),
             wait_for_workers=False,
         )
-    except RuntimeError as error:  # torch's own errors of the network and the store are that
-        if isinstance(error, RankFailed):
-            raise
-        reason = str(error).splitlines()[0]
+        lifeline = socket.create_connection((process.master_addr, process.master_port), timeout=_WATCH_SECONDS)
+        lifeline.setblocking(False)
+    except RankFailed:
+        raise
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch's errors of the network and the store
+        reason = str(error).partition("\n")[0]
         raise RankFailed(
             f"rank {process.rank} ({socket.gethostname()}) and rank 0 did not meet at {where} (MASTER_ADDR and "
             f"MASTER_PORT) within DIST.TIMEOUT_SECONDS {timeout_seconds:g}: {reason}"
         ) from error
     holder = f"torchrun's agent at {where}" if process.source == "torchrun" else names[0]
-    return Meeting(store, names, dist.PrefixStore(f"revvideo/{attempt}", client), holder)
+    return Meeting(store, names, dist.PrefixStore(f"revvideo/{attempt}", client), lifeline, holder)
+
+
+def _agent_serves(process: Process) -> bool:
+    """Whether torchrun's agent, which it can be told not to do, has the store; it then had it before it started us."""
+    if process.source != "torchrun":
+        return False
+    with contextlib.suppress(OSError):
+        socket.create_connection((process.master_addr, process.master_port), timeout=_WATCH_SECONDS).close()
+        return True
+    return False
+
+
+@functools.cache
+def _run_store(process: Process, timeout: timedelta) -> dist.TCPStore:
+    """The store of the run, opened once: were rank 0 to open it again, others could come to the one that it closes."""
+    return dist.TCPStore(
+        process.master_addr,
+        process.master_port,
+        process.world_size,
+        is_master=process.is_main and not _agent_serves(process),
+        timeout=timeout,
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
 
 
 def _wait_for_all(store: dist.Store, process: Process, timeout: timedelta) -> list[str]:

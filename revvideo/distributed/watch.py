@@ -9,6 +9,7 @@ a few seconds after it, because it hangs, is ended together with its process.
 """
 
 import contextlib
+import dataclasses
 import faulthandler
 import io
 import logging
@@ -27,13 +28,34 @@ from revvideo.distributed.verdict import Beat, behind_verdict, silent_verdict
 
 logger = logging.getLogger(__name__)
 
-BEAT_SECONDS = 1.0
-GRACE_SECONDS = 5.0  # for the main thread, from a failure elsewhere to the end of this process
-SILENT_SECONDS = 4.0  # without a heartbeat, when something has failed already
-_BEHIND_SECONDS = 2.0  # until the heartbeats of all tell where they are now
-_SEARCH_SECONDS = 6.0  # for the cause of an error in a collective
-_LOOK_SECONDS = 0.2  # between two looks at the store while the main thread waits for an answer
-_LEAVE_SECONDS = 3.0  # that rank 0 stays after a failure, so that the others can read it
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """How fast a watch is. All processes of a run have the same.
+
+    Attributes:
+        beat_seconds: between two heartbeats.
+        look_seconds: between two looks at the store while the main thread waits for an answer.
+        grace_seconds: for a main thread, from a failure elsewhere to the end of its process.
+        silent_seconds: without a heartbeat a process counts as dead, when something has failed already.
+        settle_seconds: until the heartbeats of all tell where they are now; more than `beat_seconds`.
+        search_seconds: for the cause of an error in a collective; more than `silent_seconds`.
+        leave_seconds: that rank 0, which may hold the store, stays for the others to read it; for other last deeds too.
+        guard_seconds: beyond the timeout, after which a process ends whose watch cannot run, because something holds
+            the GIL or the network is dead; more than the others need to tell so.
+    """
+
+    beat_seconds: float = 1.0
+    look_seconds: float = 0.2
+    grace_seconds: float = 5.0
+    silent_seconds: float = 4.0
+    settle_seconds: float = 2.0
+    search_seconds: float = 6.0
+    leave_seconds: float = 2.0
+    guard_seconds: float = 7.0
+
+
+PACE = Pace()
 
 
 class Watch:
@@ -43,17 +65,19 @@ class Watch:
         rank: of this process.
         meeting: where the processes of the run have met.
         timeout_seconds: longest wait in a collective, and longest silence of a process.
+        pace: see there.
 
     Attributes:
         failure: the first failure of the run as far as known here, one sentence; None so far.
         stop_reason: why some process asked all to stop; None so far.
     """
 
-    def __init__(self, rank: int, meeting: Meeting, timeout_seconds: float):
+    def __init__(self, rank: int, meeting: Meeting, timeout_seconds: float, pace: Pace = PACE):
         self.failure: str | None = None
         self.stop_reason: str | None = None
-        self._rank, self._names, self._timeout_seconds = rank, meeting.names, timeout_seconds
-        self._store, self._holder = meeting.watch_store, meeting.holder
+        self._rank, self._names = rank, meeting.names
+        self._timeout_seconds, self._pace = timeout_seconds, pace
+        self._store, self._lifeline, self._holder = meeting.watch_store, meeting.lifeline, meeting.holder
         self._neighbour = (rank + 1) % len(meeting.names)
         self._moved: dict[int, tuple[Beat, float]] = {}  # rank -> last heartbeat, and when it came here
         self._count = 0
@@ -72,17 +96,14 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="revvideo-watch", daemon=True)
 
     def start(self) -> None:
-        """Begin; all processes have come to here when their first collective is done."""
+        """Begin."""
+        self._arm_guard()
+        self._jobs.put((self._beat, threading.Event()))
         self._thread.start()
 
     def mark(self, what: str) -> None:
         """The main thread comes to a collective; all processes mark the same ones in the same order."""
         self._mark = (self._mark[0] + 1, what, time.monotonic())
-
-    @property
-    def last_mark(self) -> str:
-        """The last collective that this process came to."""
-        return self._mark[1]
 
     def request_stop(self, reason: str) -> None:
         """Ask all processes to stop; the first reason of the run is the one that counts."""
@@ -100,7 +121,7 @@ class Watch:
     def report(self, failure: str) -> None:
         """This process has failed: tell the others, unless one was earlier."""
         self._leaving = True
-        self._ask(lambda: self._publish(failure), BEAT_SECONDS + _LEAVE_SECONDS)
+        self._ask(lambda: self._publish(failure), self._pace.beat_seconds + self._pace.leave_seconds)
 
     def find_cause(self, *, timed_out: bool) -> str | None:
         """Why a collective failed here, as far as it can be found out in a few seconds.
@@ -113,7 +134,7 @@ class Watch:
         """
         self._leaving = True
         if self.failure is None:
-            self._ask(lambda: self._search(timed_out), BEAT_SECONDS + _SEARCH_SECONDS + _LEAVE_SECONDS)
+            self._ask(lambda: self._search(timed_out), self._pace.search_seconds + self._pace.leave_seconds)
         return self.failure
 
     def finish(self) -> str | None:
@@ -125,18 +146,19 @@ class Watch:
         self._leaving = True
         self._jobs.put((self._publish_done, threading.Event()))
         while not self._all_done.is_set() and self.failure is None and self._thread.is_alive():
-            self._all_done.wait(_LOOK_SECONDS)
+            self._all_done.wait(self._pace.look_seconds)
         self.leave()
         return None if self._all_done.is_set() else self.failure
 
     def leave(self) -> None:
-        """End the thread. After a failure rank 0, which may hold the store, first lets the others read it."""
+        """End the thread. Rank 0, which may hold the store, first lets the others read how the run has ended."""
         self._leaving = True
-        if self.failure is not None and self._rank == 0:
-            self._all_know.wait(_LEAVE_SECONDS)
+        if self._rank == 0:
+            self._all_know.wait(self._pace.leave_seconds)
         self._jobs.put(None)
-        self._thread.join(_LEAVE_SECONDS)
+        self._thread.join(self._pace.leave_seconds)
         faulthandler.cancel_dump_traceback_later()
+        self._lifeline.close()
 
     def _ask(self, job: Callable[[], None], wait_seconds: float) -> None:
         answered = threading.Event()
@@ -148,7 +170,7 @@ class Watch:
     def _run(self) -> None:
         while True:
             try:
-                item = self._jobs.get(timeout=_LOOK_SECONDS if self._leaving else BEAT_SECONDS)
+                item = self._jobs.get(timeout=self._pace.look_seconds if self._leaving else self._pace.beat_seconds)
             except queue.Empty:
                 item = self._beat, threading.Event()
             if item is None:
@@ -157,27 +179,35 @@ class Watch:
             try:
                 if not self._store_lost:
                     job()
-            except RuntimeError as error:  # torch's errors of the network and the store are RuntimeErrors
+            except (ConnectionError, RuntimeError) as error:  # RuntimeError: torch's of the network and the store
                 self._lose_store(error)
             answered.set()
             self._end_if_main_hangs()
 
     def _beat(self) -> None:
+        self._check_lifeline()
         self._count += 1
         self._store.set(f"beat/{self._rank}", self._my_beat().to_json())
         self._arm_guard()
         if self.failure is None and self._store.check(["failure"]):
             self._learn(self._store.get("failure"))
-        if self.failure is not None:
+        if self.failure is not None or self._all_done.is_set():
             self._all_know_if(self._store.add("know", 0))
             return
         self._pass_stop_on()
         if self._done and self._store.add("done", 0) == len(self._names):
             self._all_done.set()
+            self._all_know_if(self._store.add("know", 1))
             return
         self._look_at([self._neighbour])
         waited = time.monotonic() - self._mark[2] > self._timeout_seconds
         self._judge([self._neighbour], self._timeout_seconds, waited=waited)
+
+    def _check_lifeline(self) -> None:
+        """Notice that the holder of the store is gone before torch does, which then writes pages to the log."""
+        with contextlib.suppress(BlockingIOError):  # it lives and has nothing to say
+            if not self._lifeline.recv(1):
+                raise ConnectionResetError("connection closed")
 
     def _my_beat(self) -> Beat:
         number, what, since = self._mark
@@ -186,7 +216,8 @@ class Watch:
     def _arm_guard(self) -> None:
         """If this is not called again in time, the process ends: something holds the GIL, or the network is dead."""
         with contextlib.suppress(AttributeError, io.UnsupportedOperation, ValueError):  # a stderr that is no file
-            faulthandler.dump_traceback_later(self._timeout_seconds + GRACE_SECONDS, exit=True, file=sys.stderr)
+            seconds = self._timeout_seconds + self._pace.guard_seconds
+            faulthandler.dump_traceback_later(seconds, exit=True, file=sys.stderr)
 
     def _look_at(self, ranks: list[int]) -> None:
         """Take down the heartbeats of these."""
@@ -216,11 +247,12 @@ class Watch:
     def _search(self, timed_out: bool) -> None:
         begun = time.monotonic()
         others = [rank for rank in range(len(self._names)) if rank != self._rank]
-        while self.failure is None and time.monotonic() - begun < _SEARCH_SECONDS:
-            self._look_at(others)
-            self._judge(others, SILENT_SECONDS, waited=timed_out and time.monotonic() - begun > _BEHIND_SECONDS)
+        while self.failure is None and time.monotonic() - begun < self._pace.search_seconds:
+            time.sleep(self._pace.look_seconds)
             self._beat()
-            time.sleep(_LOOK_SECONDS)
+            self._look_at(others)
+            settled = time.monotonic() - begun > self._pace.settle_seconds
+            self._judge(others, self._pace.silent_seconds, waited=timed_out and settled)
 
     def _publish(self, failure: str) -> None:
         if self.failure is None:
@@ -246,20 +278,21 @@ class Watch:
         self._done = True
         self._store.add("done", 1)
 
-    def _lose_store(self, error: RuntimeError) -> None:
+    def _lose_store(self, error: Exception) -> None:
         self._store_lost = True
         faulthandler.cancel_dump_traceback_later()
-        if self._done:  # rank 0 leaves as soon as all have done their work
+        self._all_know.set()  # nobody can tell any more
+        if self._done:  # then rank 0 need not wait for this process
             self._all_done.set()
         elif self.failure is None:
             self._failed_at = time.monotonic()
-            reason = str(error).splitlines()[0]
+            reason = str(error).partition("\n")[0]
             self.failure = f"{self._holder} is gone, and with it the store of the run ({reason})"
 
     def _end_if_main_hangs(self) -> None:
         if self.failure is None or self._leaving:
             return
-        grace = self._timeout_seconds if self._patient else GRACE_SECONDS
+        grace = self._timeout_seconds if self._patient else self._pace.grace_seconds
         if time.monotonic() - self._failed_at < grace:
             return
         frame = sys._current_frames().get(self._main_thread)

@@ -53,7 +53,8 @@ def probe_step(
     Afterwards weights, buffers, gradients, modes, the optimizer and the random state are as before.
 
     Args:
-        model: on `device`, with ``input_spec`` and ``num_classes``; not wrapped for several processes.
+        model: on `device`, in the modes in which it trains, with ``input_spec`` and ``num_classes``; not wrapped for
+            several processes.
         optimizer: over its parameters.
         loss: see `revvideo.engine.losses`.
         settings: of the step.
@@ -68,7 +69,6 @@ def probe_step(
     """
     settings = dataclasses.replace(settings, num_parts=min(2, settings.num_parts))
     with _as_before(model, optimizer, device):
-        model.train()
         try:
             _make_optimizer_state(optimizer)
             step = TrainStep(model, optimizer, loss, settings, device=device)
@@ -93,7 +93,7 @@ def _parts(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Clips of noise, normalised as real ones are, and targets; each part made when it is asked for.
 
-    Of a batch in parts, the part's own uint8 clips and labels stay until the next one.
+    Of a batch in parts, the part's own labels stay until the next one, its uint8 clips until they are prepared.
     """
     shape = (num_clips, *model.input_spec.shape)
     for _ in range(num_parts):
@@ -101,12 +101,11 @@ def _parts(
         labels = torch.zeros(num_clips, dtype=torch.long, device=device)
         room = torch.empty(COPIES_TO_PREPARE, *shape, device=device)
         clips = torch.randn(shape, device=device)
-        del room
+        del room, source
         if soft_targets:
             yield clips, torch.full((num_clips, model.num_classes), 1.0 / model.num_classes, device=device)
         else:
             yield clips, labels
-        del source
 
 
 def _make_optimizer_state(optimizer: torch.optim.Optimizer) -> None:

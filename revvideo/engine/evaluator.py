@@ -99,7 +99,9 @@ def evaluate(
     model.train(was_training)
     # Processes end their shares at different times: nobody waits for the scores of one that has stopped.
     if group.any(reason is not None, f"whether to stop: {description}"):
-        raise Stopped(f"{description}: stopped by {reason or 'another process'}")
+        reasons = group.gather(reason, f"why to stop: {description}")
+        reason = next(each for each in reasons if each is not None)
+        raise Stopped(f"{description}: stopped by {reason}; the same command evaluates again", reason=reason)
     for rank, other in enumerate(group.gather(scores, f"scores: {description}")):
         if rank != group.rank:
             scores.merge(other)

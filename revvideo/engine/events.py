@@ -120,15 +120,15 @@ class EventLog:
     def _append(self, line: bytes) -> None:
         # One write call a line: a kill cuts at most this line, and a reader never sees two lines mixed.
         data = b"\n" + line if self._in_line else line
-        self._in_line = True
         while data:
             try:
-                data = data[self._file.write(data) :]
+                count = self._file.write(data)
             except OSError:
                 if data == b"\n":  # the event is there; the next one begins with the line end that is missing
                     return
                 raise
-        self._in_line = False
+            self._in_line = not data[:count].endswith(b"\n")
+            data = data[count:]
 
     def _guarded(self, number: int, work: Callable, *arguments) -> None:
         """Call a listener; of what it raises, the first is a warning."""

@@ -1,5 +1,6 @@
 """Signals that ask a run to stop: the first one is noted, for the next step to act on; the second one ends at once."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -13,6 +14,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 # A launcher that forwards a signal to its processes, which had it from the system as well, means one signal.
 SAME_SECONDS = 1.0
+
+# Python runs a handler when its main thread comes back from C code, which may wait for another process for long.
+HANDLER_SECONDS = 0.5
 
 
 class StopSignals:
@@ -32,16 +36,51 @@ class StopSignals:
         self.reason: str | None = None
         self._came = 0.0
         self._before: dict[signal.Signals, object] = {}
+        self._close = contextlib.ExitStack()
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._take) for number in self.signals}
+            self._start_thread()
         return self
 
     def __exit__(self, *exception) -> None:
+        self._close.close()
         for number, handler in self._before.items():
             # None: the handler was installed by C code, which Python cannot put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._before = {}
+
+    def _start_thread(self) -> None:
+        """Python writes the number of each signal into a pipe when it comes; a thread reads them there."""
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        thread = threading.Thread(target=self._end_at_second, args=(reader,), name="revvideo-stop", daemon=True)
+        thread.start()
+        for undo, *arguments in (
+            (os.close, reader),
+            (os.close, writer),
+            (thread.join,),
+            (os.write, writer, b"\0"),  # the last number; worker processes may hold the pipe open
+            (signal.set_wakeup_fd, before),
+        ):
+            self._close.callback(undo, *arguments)
+
+    def _end_at_second(self, reader: int) -> None:
+        """The thread: where the handler cannot run, it ends the process at the second signal."""
+        first = None
+        while True:
+            for number in os.read(reader, 64):
+                if number == 0:
+                    return
+                if number not in self.signals:
+                    continue
+                now = time.monotonic()
+                first = now if first is None else first
+                if now - first > SAME_SECONDS:
+                    time.sleep(HANDLER_SECONDS)
+                    os._exit(128 + number)  # as shells report the end by a signal
 
     def _take(self, number: int, frame) -> None:
         """The handler. It takes no lock: the main thread may hold any of them right now."""

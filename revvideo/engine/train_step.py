@@ -130,10 +130,16 @@ class TrainStep:
         limit = self.settings.check_inversion_limit
         return inversion_checked(self.check_inversion, step=step, limit=limit, events=self.events)
 
-    def update(self, learning_rate: float) -> None:
-        """Move the weights; under loss scaling gradients that are not finite leave them as they are."""
+    def update(self, learning_rate: float, *, finite: bool = True) -> None:
+        """Move the weights; under loss scaling gradients that are not finite leave them as they are.
+
+        Args:
+            learning_rate: of this step.
+            finite: False leaves the weights in any case; a loss scale is adapted all the same.
+        """
         set_lr(self.optimizer, learning_rate)
-        self.scaler.step(self.optimizer)
+        if finite:
+            self.scaler.step(self.optimizer)
         self.scaler.update()
 
     def __call__(

@@ -23,9 +23,9 @@ from revvideo.engine.optimizer import load_optimizer_state
 from revvideo.engine.peak_memory import peak_memory_mib
 from revvideo.engine.progress import Progress
 from revvideo.engine.random_state import random_state, set_random_state
-from revvideo.engine.step_totals import StepTotals
+from revvideo.engine.step_totals import OTHER_PROCESS, StepTotals
 from revvideo.engine.train_step import StepOutcome, TrainStep
-from revvideo.errors import CheckFailed, Stopped
+from revvideo.errors import CheckFailed, NotSaved, Stopped
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +141,7 @@ class Trainer:
         self._loader_state: dict = {}  # whose samples they are
         self.left_out: list[list[int]] = []  # [epoch, samples before it] of batches that gave no finite loss
         self._skipped_in_a_row = 0
+        self._last_checkpoint: Path | None = None  # of this course of training; others may lie in the folder
         self._saved_at = time.monotonic()
         self._retry_at: float | None = None
 
@@ -159,6 +160,7 @@ class Trainer:
 
         Raises:
             CheckFailed: a loss is not finite, too many videos cannot be read, or inputs cannot be rebuilt.
+            NotSaved: the checkpoint at the end or at a stop could not be written.
             Stopped: `stop_reason` gave one; a checkpoint is written.
         """
         self._loader_state = loader.state_dict()
@@ -232,7 +234,7 @@ class Trainer:
         finite = math.isfinite(totals.loss) and math.isfinite(norm)
         if not finite:
             self._not_finite(loader, batch, outcome, totals.loss, norm)
-        self.step.update(learning_rate)
+        self.step.update(learning_rate, finite=finite)
         if finite:
             self._skipped_in_a_row = 0
             if self.ema is not None:
@@ -303,26 +305,34 @@ class Trainer:
         mine = {"rank": self.group.rank, "loss": outcome.loss.item(), **loader.origin(batch)}
         origins = self.group.gather(mine, f"batch of step {position.step}")
         self.events.write(
-            "not_finite", step=position.step, epoch=position.epoch, loss=loss, grad_norm=norm, ranks=origins
+            "not_finite",
+            step=position.step,
+            epoch=position.epoch,
+            epoch_step=position.steps,
+            loss=loss,
+            grad_norm=norm,
+            ranks=origins,
         )
         found = (
             f"the loss is {loss}, the norm of the gradients {norm}, at step {position.step} (epoch {position.epoch})"
         )
         culprit = next((each for each in origins if not math.isfinite(each["loss"])), origins[0])
         videos = ", ".join(culprit["videos"][:4]) + (", ..." if len(culprit["videos"]) > 4 else "")
+        tried = ""
         if self.settings.on_nan == "rollback" and self.rollbacks == 0:
             self._roll_back(loader, found)
+            tried = " (RUN.ON_NAN rollback, but there is no checkpoint to go back to)"
+        elif self.rollbacks:
+            tried = f" again, after {self.rollbacks} rollback,"
         advice = "lower SOLVER.BASE_LR, clip the gradients (SOLVER.CLIP_GRAD_L2NORM), or train without AMP"
-        again = f" again, after {self.rollbacks} rollback," if self.rollbacks else ""
         raise CheckFailed(
-            f"{found}{again}: videos {videos} on rank {culprit['rank']}; {self.events.path} has all of them, with "
+            f"{found}{tried}: videos {videos} on rank {culprit['rank']}; {self.events.path} has all of them, with "
             f"their seeds. The weights are those of the step before; {advice}"
         )
 
     def _roll_back(self, loader, found: str) -> None:
         """Go back to the last checkpoint, if there is one, and leave the present batch out from now on."""
-        latest = self.checkpoints.latest() if self.group.is_main and self.checkpoints is not None else None
-        path = self.group.broadcast(latest, "checkpoint to roll back to")
+        path = self.group.broadcast(self._last_checkpoint, "checkpoint to roll back to")
         if path is None:
             return
         left_out = [self.position.epoch, self.position.samples]
@@ -344,11 +354,11 @@ class Trainer:
         if validate is not None and (last or number % settings.eval_period == 0):
             try:
                 best = self._validate(validate)
-            except Stopped as error:
-                self._stop(str(error))
+            except Stopped as stopped:
+                self._stop(stopped.reason)
         self.position = Position(epoch=number, step=position.step)
         if last or best or number % settings.checkpoint_period == 0:
-            path = self.save(final=last)
+            path = self._save_surely("training is complete") if last else self.save()
             if best and path is not None:
                 self.checkpoints.mark_best(path)
 
@@ -374,17 +384,35 @@ class Trainer:
 
         Raises:
             Stopped: always, but
-            OSError: where the checkpoint could not be written.
+            NotSaved: where the checkpoint could not be written.
         """
-        if self.checkpoints is not None and self.group.broadcast(self.save(final=True), "checkpoint written") is None:
-            raise OSError(f"stopped by {reason}, but no checkpoint could be written to {self.checkpoints.folder}")
+        reasons = self.group.gather(reason, "why to stop")
+        reason = next((each for each in reasons if each != OTHER_PROCESS), reason)
+        self._save_surely(f"stopped by {reason}")
         self.events.write("stop", reason=reason, step=self.position.step)
         self.group.barrier("stop")
         if self.on_stop is not None:
             self.on_stop()
-        raise Stopped(f"stopped by {reason} after step {self.position.step}; the same command goes on from there")
+        message = f"stopped by {reason} after step {self.position.step}; the same command goes on from there"
+        raise Stopped(message, reason=reason)
 
     # Checkpoints
+
+    def _save_surely(self, why: str) -> Path | None:
+        """`save`, before the process ends; returns the file, in the first process.
+
+        Raises:
+            NotSaved: it could not be written, in all processes.
+        """
+        path = self.save(final=True)
+        if self.checkpoints is not None and not self.group.any(path is not None, "checkpoint written"):
+            last = self.group.broadcast(self._last_checkpoint, "last checkpoint")
+            begins = "the start" if last is None else str(last)
+            raise NotSaved(
+                f"{why}, but no checkpoint could be written to {self.checkpoints.folder} in {FINAL_SAVE_TRIES} tries "
+                f"({self.events.path} has the reasons); with room on the disk the same command goes on from {begins}"
+            )
+        return path
 
     def save(self, *, final: bool = False) -> Path | None:
         """Write a checkpoint of the present position; all processes call it, the first one writes.
@@ -424,17 +452,18 @@ class Trainer:
         if path is None:
             self._retry_at = now + self.settings.retry_seconds
             return None
-        self._saved_at, self._retry_at = now, None
+        self._saved_at, self._retry_at, self._last_checkpoint = now, None, path
         self.events.write("checkpoint", epoch=state["epoch"], step=position.step, path=str(path))
         return path
 
     def _write(self, name: str, state: dict, *, tries: int) -> Path | None:
-        path = self.checkpoints.save(name, state)
-        for number in range(1, tries):
-            if path is not None:
-                break
-            time.sleep(2.0 ** (number - 2))  # 0.5 s to 4 s
+        with self.group.uninterrupted():
             path = self.checkpoints.save(name, state)
+            for number in range(1, tries):
+                if path is not None:
+                    break
+                time.sleep(2.0 ** (number - 2))  # 0.5 s to 4 s
+                path = self.checkpoints.save(name, state)
         return path
 
     def resume(self, path: Path, loader) -> None:
@@ -455,6 +484,7 @@ class Trainer:
         if "bad_videos" in counters:
             self.bad_videos.load_state_dict(counters["bad_videos"])
         self._set_random_state(state.get("random_states"), path)
+        self._last_checkpoint, self._skipped_in_a_row = path, 0
         position = self.position
         self.events.write("resume", path=str(path), epoch=state["epoch"], step=position.step)
         where = f"{position.steps} steps of epoch {position.epoch + 1}" if position.steps else f"epoch {position.epoch}"

@@ -1,46 +1,27 @@
-"""What `run_net` runs: train a config, evaluate a config, in a run folder (OUTPUT_DIR)."""
+"""What `run_net` runs: train a config, evaluate a config, in a run folder (OUTPUT_DIR).
 
-from collections.abc import Callable, Sequence
-from signal import Signals
+Names are imported when they are first used: a process that only starts others needs no torch.
+"""
 
-from fvcore.common.config import CfgNode
+from importlib import import_module
 
-from revvideo.engine.stopping import STOP_SIGNALS
-from revvideo.jobs.running import Run, start
-from revvideo.jobs.testing import check_test, evaluate_edited, load_tested_model, test
-from revvideo.jobs.training import build_trainer, start_from_weights, train
+_HOME_OF = {
+    "Run": "revvideo.jobs.running",
+    "build_trainer": "revvideo.jobs.training",
+    "check_test": "revvideo.jobs.testing",
+    "evaluate_edited": "revvideo.jobs.testing",
+    "load_tested_model": "revvideo.jobs.testing",
+    "run": "revvideo.jobs.main",
+    "start": "revvideo.jobs.running",
+    "start_from_weights": "revvideo.jobs.training",
+    "test": "revvideo.jobs.testing",
+    "train": "revvideo.jobs.training",
+}
 
-__all__ = [
-    "Run",
-    "build_trainer",
-    "check_test",
-    "evaluate_edited",
-    "load_tested_model",
-    "run",
-    "start",
-    "start_from_weights",
-    "test",
-    "train",
-]
+__all__ = list(_HOME_OF)
 
 
-def run(
-    cfg: CfgNode, *, stop_signals: Sequence[Signals] = STOP_SIGNALS, on_stop: Callable[[], None] | None = None
-) -> None:
-    """Train (TRAIN.ENABLE), then evaluate (TEST.ENABLE), as one process of those that the environment tells of.
-
-    Args:
-        cfg: the loaded config.
-        stop_signals, on_stop: see `start`.
-
-    Raises:
-        InputError: something that the user can mend, before anything is computed where that is possible.
-        CheckFailed: see `Trainer.fit`.
-        Stopped: a signal asked for it, and a checkpoint is written.
-        RankFailed: another process of the run has failed.
-    """
-    with start(cfg, stop_signals=stop_signals, on_stop=on_stop) as this:
-        if cfg.TRAIN.ENABLE:
-            train(this)
-        if cfg.TEST.ENABLE:
-            test(this)
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'revvideo.jobs' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)

@@ -29,7 +29,7 @@ class Run:
         process, group: this process, and how it talks to the others.
         device: of this process.
         stop: takes the signals to stop; None: they keep their meaning.
-        on_stop: called in every process when a checkpoint was written because of such a signal.
+        on_stop: called in every process when such a signal ends the run; where it was training, after the checkpoint.
     """
 
     cfg: CfgNode

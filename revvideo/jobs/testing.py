@@ -9,12 +9,12 @@ from torch import nn
 
 from revvideo import build
 from revvideo.build.checkpoint_config import warn_of_another_config
-from revvideo.engine.checkpoint import latest_checkpoint, load_model_state
+from revvideo.engine.checkpoint import latest_checkpoint
 from revvideo.engine.evaluator import EditViews, evaluate, protocol, write_results
 from revvideo.engine.metrics import VideoScores
-from revvideo.errors import InputError
+from revvideo.errors import InputError, Stopped
 from revvideo.jobs.running import Run
-from revvideo.models.checkpoint_formats import load_weights, read_weights
+from revvideo.models.checkpoint_formats import Weights, load_weights, read_weights
 from revvideo.paths import path_manager
 
 logger = logging.getLogger(__name__)
@@ -40,13 +40,29 @@ def test(run: Run) -> dict:
     With TEST.NUM_TEMPORAL_CLIPS [a, b] each number of views is evaluated and written under a name of its own, the last
     one also under the plain names. With EMA.ENABLE the averaged weights of the checkpoint are evaluated, too, and
     written as results_ema.json and predictions_ema.npz (results_ema_5views.json, ...).
+
+    Raises:
+        InputError: there is nothing to evaluate.
+        Stopped: a signal asked for it; `on_stop` is called.
     """
+    try:
+        return _test(run)
+    except Stopped as stopped:
+        run.events.write("stop", reason=stopped.reason)
+        run.group.barrier("stop")
+        if run.on_stop is not None:
+            run.on_stop()
+        raise
+
+
+def _test(run: Run) -> dict:
     model, checkpoint, average = load_tested_model(run)
     results = _test_weights(run, model, checkpoint, "raw")
     if run.cfg.EMA.ENABLE and average is None:
         logger.warning("%s holds no average of the weights (EMA.ENABLE): only the weights are evaluated", checkpoint)
     elif run.cfg.EMA.ENABLE:
-        load_model_state(model, average, source=f"{checkpoint}, averaged weights")
+        source = f"{checkpoint}, averaged weights"
+        load_weights(model, Weights(average, "revvideo", source, average), allow={"interpolate"})
         _test_weights(run, model, checkpoint, "ema")
     return results
 

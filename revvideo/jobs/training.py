@@ -1,6 +1,7 @@
 """The job of training: from a config to a trainer, from where it starts, with what it validates."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from revvideo.build.auto_batch import auto_accumulation
 from revvideo.build.checkpoint_config import warn_of_another_config
 from revvideo.config import dump_config
 from revvideo.data.loader import TrainLoader
+from revvideo.engine.checkpoint import list_checkpoints
 from revvideo.engine.checkpoint_folder import CheckpointFolder
 from revvideo.engine.data_wait import DataWait
 from revvideo.engine.ema import ModelEma
@@ -62,9 +64,10 @@ def build_trainer(run: Run, *, class_names: tuple[str, ...] = ()) -> Trainer:
     torch.manual_seed(cfg.RNG_SEED)
     torch.use_deterministic_algorithms(cfg.RUN.DETERMINISTIC)
     build.check_pooling(cfg, device)
-    model = build.build_model(cfg).to(device)
+    model = build.build_model(cfg).to(device).train()
     frozen = freeze(model, cfg.FINETUNE.FREEZE) if cfg.FINETUNE.FREEZE else None
     if frozen is not None:
+        frozen.keep_in_eval()
         logger.info("%s", frozen)
     if cfg.COMPILE.ENABLE:
         build.compile_model(model)
@@ -75,17 +78,17 @@ def build_trainer(run: Run, *, class_names: tuple[str, ...] = ()) -> Trainer:
     if not process.is_main:  # equal weights, other drop paths
         torch.manual_seed(int(np.random.SeedSequence([cfg.RNG_SEED, process.rank]).generate_state(1)[0]))
     optimizer, loss = build.build_optimizer(cfg, model, plan), build.build_loss(cfg)
-    num_parts = plan.parts
     if cfg.RUN.AUTO_BATCH_SIZE:
         num_parts = auto_accumulation(
             cfg, plan, model, optimizer, loss, device, lambda fails: run.group.any(fails, "largest batch")
         )
-    logger.info("%s", run.batch_plan(num_parts).line)
+        plan = run.batch_plan(num_parts)
+    logger.info("%s", plan.line)
     step = TrainStep(
         model,
         optimizer,
         loss,
-        build.step_settings(cfg, num_parts),
+        build.step_settings(cfg, plan.parts),
         device=device,
         replica=run.group.replicate(model, deterministic=cfg.RUN.DETERMINISTIC),
         events=run.events,
@@ -94,7 +97,7 @@ def build_trainer(run: Run, *, class_names: tuple[str, ...] = ()) -> Trainer:
     return Trainer(
         step,
         build.train_settings(cfg, plan),
-        prepare=build.build_train_input(cfg, device, num_parts=num_parts, rank=process.rank),
+        prepare=build.build_train_input(cfg, device, num_parts=plan.parts, rank=process.rank),
         checkpoints=CheckpointFolder(run.folder / "checkpoints", keep=cfg.RUN.KEEP_CHECKPOINTS, events=run.events),
         config_text=dump_config(cfg),
         events=run.events,
@@ -115,7 +118,7 @@ def _check_inversion(run: Run, model: nn.Module) -> CheckInversion | None:
 def _start_from(run: Run, trainer: Trainer, loader: TrainLoader) -> None:
     last = None
     if run.cfg.TRAIN.AUTO_RESUME and run.process.is_main:
-        last = trainer.checkpoints.latest()
+        last = _latest_checkpoint(trainer.checkpoints)
     last = run.group.broadcast(last, "checkpoint to resume from")
     path = run.cfg.TRAIN.CHECKPOINT_FILE_PATH
     if last is not None:
@@ -123,6 +126,26 @@ def _start_from(run: Run, trainer: Trainer, loader: TrainLoader) -> None:
     elif path:
         start_from_weights(run.cfg, trainer, path)
         logger.info("weights from %s; training begins at epoch %d", path, trainer.position.epoch + 1)
+    elif run.cfg.FINETUNE.FREEZE:
+        raise InputError(
+            f"FINETUNE.FREEZE is {run.cfg.FINETUNE.FREEZE}, but there are no weights to keep: set "
+            "TRAIN.CHECKPOINT_FILE_PATH (with TRAIN.CHECKPOINT_EPOCH_RESET True for weights of other classes)"
+        )
+
+
+def _latest_checkpoint(checkpoints: CheckpointFolder) -> Path | None:
+    """The checkpoint to go on from; None where there is none yet.
+
+    Raises:
+        InputError: there are some, but all are damaged: beginning anew would soon delete them.
+    """
+    last = checkpoints.latest()
+    if last is None and (damaged := list_checkpoints(checkpoints.folder)):
+        raise InputError(
+            f"{checkpoints.folder} holds {len(damaged)} checkpoints, the newest {damaged[0].name}, but not one that is "
+            "whole; to begin anew, move them away or choose another OUTPUT_DIR"
+        )
+    return last
 
 
 def start_from_weights(cfg, trainer: Trainer, path: str) -> None:
