@@ -109,6 +109,7 @@ class Trainer(SimpleNamespace):
 def started(path, model, **keys) -> Trainer:
     cfg = load_config("demo/REV_MVIT_DEMO", [item for name, value in keys.items() for item in (f"TRAIN.{name}", value)])
     trainer = Trainer(model=model, progress=None)
+    trainer.state = trainer
     jobs.start_from_weights(cfg, trainer, str(path))
     return trainer
 

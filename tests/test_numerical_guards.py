@@ -56,7 +56,7 @@ def is_finite(weights: dict) -> bool:
 # Under float16 scaling
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_float16_scaling_leaves_such_steps_out_and_counts_them(data, tmp_path, count):
     """Also where only rank 1 has a bad loss, and where the loss is infinite while its gradients are finite."""
     bad = NotFinite([(0, 1), (1, 2)], rank=count - 1)

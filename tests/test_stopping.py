@@ -97,7 +97,7 @@ def test_a_signal_to_the_whole_process_group_stops_the_run_and_not_its_workers(d
     check_stopped(start(data, tmp_path, stop, keys=(WORKERS,)), tmp_path, number.name, STEPS_AN_EPOCH + 1)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_signal_to_one_process_stops_both_after_the_same_step(data, straight, tmp_path, rank):
     stop = AtStep(1, 1, Send(USR2), rank=rank)  # the last step of an epoch: its validation is still to come
     results = start(data, tmp_path, stop, count=2)

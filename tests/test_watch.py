@@ -105,7 +105,8 @@ def misbehaving(
 
 def assert_told_by_others(results: list[Result], lines: list[str], pattern: str, *, who: int = 1) -> None:
     """The cause is in the first line; each of the other processes ended by itself with one line that tells it."""
-    assert re.search(pattern, lines[0]), "\n".join(lines)
+    ours = [line for line in lines if line.startswith(("ERROR", "[rank ", "Timeout"))]  # torch, too, tells a lost store
+    assert re.search(pattern, ours[0]), "\n".join(lines)
     for result in results:
         if result.rank != who:
             assert (result.exitcode, result.value) == (0, 1), "\n".join(lines)
@@ -237,17 +238,15 @@ def test_a_failure_after_the_last_collective_fails_all():
 
 
 NAMES = [f"rank {rank} (host, process {rank})" for rank in range(8)]
-MINE = Beat(count=9, number=5, what="step 12")
 
 
 def test_a_verdict_names_who_is_behind():
-    on_time, late = Beat(number=5), Beat(number=4, what="step 11", seconds=23.4)
-    assert behind_verdict(NAMES, MINE, {1: on_time, 2: Beat(number=6)}, 20) is None
-    verdict = behind_verdict(NAMES, MINE, {1: late, 2: on_time}, 20)
+    assert behind_verdict(NAMES, "step 12", {}, 20) is None
+    verdict = behind_verdict(NAMES, "step 12", {1: Beat(number=4, what="step 11", seconds=23.4)}, 20)
     assert verdict == (
         "rank 1 (host, process 1) did not come to 'step 12' within 20 s; its last was 'step 11', 23 s ago"
     )
-    ended = behind_verdict(NAMES, MINE, {3: Beat(number=4, what="step 11", done=True)}, 20)
+    ended = behind_verdict(NAMES, "step 12", {3: Beat(number=4, what="step 11", done=True)}, 20)
     assert ended == "rank 3 (host, process 3) has ended after 'step 11'"
 
 

@@ -19,7 +19,7 @@ import torch
 
 from revvideo import build, jobs
 from revvideo.distributed.env import current_process
-from revvideo.engine import trainer
+from revvideo.engine import saving, trainer
 from revvideo.exit_codes import run_guarded
 from revvideo.jobs import testing, training
 
@@ -261,9 +261,8 @@ class Impatient(Trouble):
     on_skips: int = trainer.MOST_SKIPPED_STEPS
 
     def install(self) -> None:
-        trainer.FINAL_SAVE_TRIES, trainer.MOST_SKIPPED_STEPS = self.tries, self.on_skips
-        made = build.train_settings
-        build.train_settings = lambda *args: dataclasses.replace(made(*args), retry_seconds=0.0)
+        saving.FINAL_TRIES, trainer.MOST_SKIPPED_STEPS = self.tries, self.on_skips
+        training.Saver = functools.partial(saving.Saver, retry_seconds=0.0)
 
 
 @dataclasses.dataclass

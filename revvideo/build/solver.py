@@ -82,7 +82,7 @@ def step_settings(cfg: CfgNode, num_parts: int) -> StepSettings:
 
 
 def train_settings(cfg: CfgNode, plan: BatchPlan) -> TrainSettings:
-    """When to do what, from SOLVER, TRAIN, RUN and LOADER."""
+    """When to do what, from SOLVER, TRAIN and RUN."""
     solver = cfg.SOLVER
 
     def rate(epoch_exact: float) -> float:
@@ -104,11 +104,8 @@ def train_settings(cfg: CfgNode, plan: BatchPlan) -> TrainSettings:
         learning_rate=rate,
         eval_period=cfg.TRAIN.EVAL_PERIOD,
         checkpoint_period=cfg.TRAIN.CHECKPOINT_PERIOD,
-        checkpoint_minutes=cfg.RUN.CHECKPOINT_MINUTES,
         log_period=cfg.LOG_PERIOD,
         on_nan=cfg.RUN.ON_NAN,
-        max_bad_fraction=cfg.LOADER.MAX_BAD_FRACTION,
-        seed=cfg.RNG_SEED,
     )
 
 

@@ -39,25 +39,24 @@ class Beat:
         return cls(**json.loads(text))
 
 
-def behind_verdict(names: Sequence[str], mine: Beat, others: Mapping[int, Beat], timeout_seconds: float) -> str | None:
-    """Who did not come to the collective in which this process has waited too long.
+def behind_verdict(names: Sequence[str], what: str, late: Mapping[int, Beat], timeout_seconds: float) -> str | None:
+    """Who did not come to a collective in which others have waited too long.
 
     Args:
         names: of the processes, by rank.
-        mine: this process.
-        others: rank -> the last heartbeat of another process.
-        timeout_seconds: how long this process has waited.
+        what: the collective.
+        late: rank -> the last heartbeat of a process that has not come to it.
+        timeout_seconds: how long the others have waited.
 
     Returns:
-        A sentence; None if all have come.
+        A sentence; None if there is none.
     """
-    late = {rank: beat for rank, beat in others.items() if beat.number < mine.number}
     if not late:
         return None
     did = {
         rank: f"has ended after {beat.what!r}"
         if beat.done
-        else f"did not come to {mine.what!r} within {timeout_seconds:g} s; its last was {beat.what!r}, "
+        else f"did not come to {what!r} within {timeout_seconds:g} s; its last was {beat.what!r}, "
         f"{beat.seconds:.0f} s ago"
         for rank, beat in late.items()
     }

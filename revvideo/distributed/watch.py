@@ -38,7 +38,7 @@ class Pace:
         look_seconds: between two looks at the store while the main thread waits for an answer.
         grace_seconds: for a main thread, from a failure elsewhere to the end of its process.
         silent_seconds: without a heartbeat a process counts as dead, when something has failed already.
-        settle_seconds: until the heartbeats of all tell where they are now; more than `beat_seconds`.
+        settle_seconds: the same for one that has not come to a collective in time; more than `beat_seconds`.
         search_seconds: for the cause of an error in a collective; more than `silent_seconds`.
         leave_seconds: that rank 0, which may hold the store, stays for the others to read it; for other last deeds too.
         guard_seconds: beyond the timeout, after which a process ends whose watch cannot run, because something holds
@@ -200,8 +200,9 @@ class Watch:
             self._all_know_if(self._store.add("know", 1))
             return
         self._look_at([self._neighbour])
-        waited = time.monotonic() - self._mark[2] > self._timeout_seconds
-        self._judge([self._neighbour], self._timeout_seconds, waited=waited)
+        limit = self._mark[2] + self._timeout_seconds
+        waited_until = limit if time.monotonic() > limit else None
+        self._judge([self._neighbour], self._timeout_seconds, waited_until)
 
     def _check_lifeline(self) -> None:
         """Notice that the holder of the store is gone before torch does, which then writes pages to the log."""
@@ -232,27 +233,40 @@ class Watch:
                 if beat.count != self._moved[rank][0].count:
                     self._moved[rank] = beat, now
 
-    def _judge(self, ranks: list[int], silent_seconds: float, *, waited: bool) -> None:
-        """Report who of these is dead or, if this process has waited too long in a collective, did not come to it."""
+    def _judge(self, ranks: list[int], silent_seconds: float, waited_until: float | None) -> None:
+        """Report who of these is dead, or did not come to the collective in which this process has waited too long.
+
+        Args:
+            ranks: others, whose heartbeats have been looked at.
+            silent_seconds: without a heartbeat, to be dead.
+            waited_until: the moment at which it was too long; None: it is not.
+        """
         now = time.monotonic()
-        beats = {rank: self._moved[rank][0] for rank in ranks}
-        ages = {rank: (beat, now - self._moved[rank][1]) for rank, beat in beats.items() if not beat.done}
-        silent = {rank: age for rank, age in ages.items() if age[1] > silent_seconds}
+        silent, behind = {}, {}
+        for rank in ranks:
+            beat, came = self._moved[rank]
+            missed = waited_until is not None and beat.number < self._mark[0]
+            if missed and (beat.done or came > waited_until):  # alive, and not there
+                behind[rank] = beat
+            elif not beat.done and now - came > (self._pace.settle_seconds if missed else silent_seconds):
+                silent[rank] = beat, now - came
         verdict = silent_verdict(self._names, silent)
-        if verdict is None and waited:
-            verdict = behind_verdict(self._names, self._my_beat(), beats, self._timeout_seconds)
+        if verdict is None:
+            verdict = behind_verdict(self._names, self._mark[1], behind, self._timeout_seconds)
         if verdict is not None:
             self._publish(verdict)
 
     def _search(self, timed_out: bool) -> None:
-        begun = time.monotonic()
         others = [rank for rank in range(len(self._names)) if rank != self._rank]
+        time.sleep(self._pace.look_seconds)  # a holder of the store that is dying has now closed all its connections
+        self._check_lifeline()
+        self._look_at(others)
+        begun = time.monotonic()
         while self.failure is None and time.monotonic() - begun < self._pace.search_seconds:
             time.sleep(self._pace.look_seconds)
             self._beat()
             self._look_at(others)
-            settled = time.monotonic() - begun > self._pace.settle_seconds
-            self._judge(others, self._pace.silent_seconds, waited=timed_out and settled)
+            self._judge(others, self._pace.silent_seconds, begun if timed_out else None)
 
     def _publish(self, failure: str) -> None:
         if self.failure is None:

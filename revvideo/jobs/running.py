@@ -75,6 +75,7 @@ def start(
     device = build.choose_device(cfg, process)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    torch.use_deterministic_algorithms(cfg.RUN.DETERMINISTIC)
     with (
         StopSignals(stop_signals) as stop,
         open_group(process, device, timeout_seconds=cfg.DIST.TIMEOUT_SECONDS) as group,

@@ -11,15 +11,17 @@ from revvideo import build
 from revvideo.build.auto_batch import auto_accumulation
 from revvideo.build.checkpoint_config import warn_of_another_config
 from revvideo.config import dump_config
-from revvideo.data.loader import TrainLoader
+from revvideo.engine.bad_videos import BadVideos
 from revvideo.engine.checkpoint import list_checkpoints
 from revvideo.engine.checkpoint_folder import CheckpointFolder
 from revvideo.engine.data_wait import DataWait
 from revvideo.engine.ema import ModelEma
 from revvideo.engine.freezing import freeze
 from revvideo.engine.inversion import CheckInversion
+from revvideo.engine.saving import Saver
 from revvideo.engine.train_step import TrainStep
 from revvideo.engine.trainer import Trainer
+from revvideo.engine.training_state import TrainingState
 from revvideo.errors import InputError
 from revvideo.jobs.run_folder import code_version
 from revvideo.jobs.running import Run
@@ -27,6 +29,8 @@ from revvideo.jobs.testing import check_test, evaluate_run
 from revvideo.models.checkpoint_formats import LoadReport, Weights, fit_weights, load_weights, read_weights
 
 logger = logging.getLogger(__name__)
+
+MIN_VIDEOS_JUDGED = 100  # by LOADER.MAX_BAD_FRACTION: a few bad ones at the start say little
 
 
 def train(run: Run) -> None:
@@ -40,7 +44,7 @@ def train(run: Run) -> None:
     if cfg.TEST.ENABLE:
         check_test(cfg)
     trainer = build_trainer(run, class_names=loader.dataset.manifest.class_names)
-    _start_from(run, trainer, loader)
+    _start_from(run, trainer)
     if trainer.position.epoch >= cfg.SOLVER.MAX_EPOCH:
         logger.info("training is complete (%d epochs)", cfg.SOLVER.MAX_EPOCH)
         return
@@ -62,7 +66,6 @@ def build_trainer(run: Run, *, class_names: tuple[str, ...] = ()) -> Trainer:
     """
     cfg, process, device, plan = run.cfg, run.process, run.device, run.batch_plan()
     torch.manual_seed(cfg.RNG_SEED)
-    torch.use_deterministic_algorithms(cfg.RUN.DETERMINISTIC)
     build.check_pooling(cfg, device)
     model = build.build_model(cfg).to(device).train()
     frozen = freeze(model, cfg.FINETUNE.FREEZE) if cfg.FINETUNE.FREEZE else None
@@ -94,20 +97,26 @@ def build_trainer(run: Run, *, class_names: tuple[str, ...] = ()) -> Trainer:
         events=run.events,
         check_inversion=_check_inversion(run, model),
     )
-    return Trainer(
+    state = TrainingState(
         step,
+        group=run.group,
+        bad_videos=BadVideos(run.events, max_fraction=cfg.LOADER.MAX_BAD_FRACTION, min_judged=MIN_VIDEOS_JUDGED),
+        ema=ModelEma(model, cfg.EMA.DECAY) if cfg.EMA.ENABLE else None,
+        seed=cfg.RNG_SEED,
+        config_text=dump_config(cfg),
+        notes={"code_version": code_version()} | ({"class_names": list(class_names)} if class_names else {}),
+    )
+    checkpoints = CheckpointFolder(run.folder / "checkpoints", keep=cfg.RUN.KEEP_CHECKPOINTS, events=run.events)
+    return Trainer(
+        state,
+        Saver(state, checkpoints, run.events, minutes=cfg.RUN.CHECKPOINT_MINUTES),
         build.train_settings(cfg, plan),
         prepare=build.build_train_input(cfg, device, num_parts=plan.parts, rank=process.rank),
-        checkpoints=CheckpointFolder(run.folder / "checkpoints", keep=cfg.RUN.KEEP_CHECKPOINTS, events=run.events),
-        config_text=dump_config(cfg),
         events=run.events,
-        group=run.group,
-        ema=ModelEma(model, cfg.EMA.DECAY) if cfg.EMA.ENABLE else None,
         frozen=frozen,
         data_wait=DataWait(logger, num_workers=cfg.DATA_LOADER.NUM_WORKERS, num_processes=process.local_world_size),
         stop_reason=run.stop_reason,
         on_stop=run.on_stop,
-        notes={"code_version": code_version()} | ({"class_names": list(class_names)} if class_names else {}),
     )
 
 
@@ -115,14 +124,14 @@ def _check_inversion(run: Run, model: nn.Module) -> CheckInversion | None:
     return getattr(model, "check_inversion", None) if run.cfg.REV.BACKPROP == "reversible" else None
 
 
-def _start_from(run: Run, trainer: Trainer, loader: TrainLoader) -> None:
+def _start_from(run: Run, trainer: Trainer) -> None:
     last = None
     if run.cfg.TRAIN.AUTO_RESUME and run.process.is_main:
-        last = _latest_checkpoint(trainer.checkpoints)
+        last = _latest_checkpoint(trainer.saver.checkpoints)
     last = run.group.broadcast(last, "checkpoint to resume from")
     path = run.cfg.TRAIN.CHECKPOINT_FILE_PATH
     if last is not None:
-        trainer.resume(last, loader)
+        trainer.saver.resume(last)
     elif path:
         start_from_weights(run.cfg, trainer, path)
         logger.info("weights from %s; training begins at epoch %d", path, trainer.position.epoch + 1)
@@ -172,13 +181,13 @@ def start_from_weights(cfg, trainer: Trainer, path: str) -> None:
     warn_of_another_config(cfg, weights.extra.get("cfg"), path)
     if train.CHECKPOINT_EPOCH_RESET or inflate:
         load_weights(trainer.model, weights, allow=allow, inflation="repeat" if train.CHECKPOINT_IN_INIT else "mean")
-        trainer.restart_average()
+        trainer.state.restart_average()
         return
     report, state = fit_weights(trainer.model, weights)
     if "optimizer_state" in weights.extra:
         _check_unchanged(weights, report, state)
     logger.info("%s", report)
-    trainer.load({**weights.extra, "model_state": state}, source=path)
+    trainer.state.load({**weights.extra, "model_state": state}, source=path)
 
 
 def _check_unchanged(weights: Weights, report: LoadReport, state: dict[str, torch.Tensor]) -> None:

@@ -19,7 +19,7 @@ from revvideo.torch_file import first_line, local_file, read_torch_file, write_t
 FORMATS = ("pyslowfast", "safetensors")
 _WEIGHTS_KEYS = ("model_state", "state_dict", "model")  # PySlowFast, revvideo, pytorchvideo; mmpretrain; MAE
 _WRAPPERS = ("module.", "_orig_mod.")
-_OWN_KEYS = ("random_state", "best_top1")  # revvideo writes them, PySlowFast does not
+_OWN_KEYS = ("random_states", "best_top1")  # revvideo writes them, PySlowFast does not
 
 
 @dataclasses.dataclass(frozen=True)
