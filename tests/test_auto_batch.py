@@ -7,7 +7,6 @@ import re
 
 import pytest
 import torch
-import torch.distributed as dist
 from demo_config import DEMO, TWO_BLOCKS
 from processes import run_processes, values
 from tiny import RANDOM, TINY
@@ -18,6 +17,8 @@ from revvideo.build import auto_batch
 from revvideo.build.auto_batch import auto_accumulation
 from revvideo.config.batch import batch_plan
 from revvideo.data.batch import Batch
+from revvideo.distributed.env import current_process
+from revvideo.distributed.group import open_group
 from revvideo.engine.ema import ModelEma
 from revvideo.engine.train_step import TrainStep
 from revvideo.errors import InputError
@@ -205,17 +206,8 @@ def test_it_leaves_the_model_as_it_was():
 
 def parts_on_rank(limits: list[float]) -> int:
     """Each process of a run has a limit of its own."""
-
-    def in_any(flag: bool) -> bool:
-        flags = torch.tensor(int(flag))
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
-        return bool(flags)
-
-    dist.init_process_group("gloo")
-    try:
-        return find(limits[dist.get_rank()], group_any=in_any)
-    finally:
-        dist.destroy_process_group()
+    with open_group(current_process(), CPU, timeout_seconds=30) as group:
+        return find(limits[group.rank], group_any=lambda flag: group.any(flag, "largest batch"))
 
 
 def test_parts_that_do_not_fit_in_one_process_are_taken_by_none():

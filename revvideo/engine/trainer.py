@@ -259,10 +259,11 @@ class Trainer:
             tried = " (RUN.ON_NAN rollback, but there is no checkpoint to go back to)"
         elif self.state.rollbacks:
             tried = f" again, after {self.state.rollbacks} rollback,"
+        last = self.group.broadcast(self.saver.last, "last checkpoint") or "the start"
         advice = "lower SOLVER.BASE_LR, clip the gradients (SOLVER.CLIP_GRAD_L2NORM), or train without AMP"
         raise CheckFailed(
             f"{found}{tried}: videos {videos} on rank {culprit['rank']}; {self.events.path} has all of them, with "
-            f"their seeds. The weights are those of the step before; {advice}"
+            f"their seeds. The same command goes on from {last}: {advice}"
         )
 
     def _roll_back(self, found: str) -> None:
