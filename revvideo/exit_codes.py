@@ -31,7 +31,7 @@ def run_guarded(work: Callable[[], int | None], *, prefix: str = "") -> int:
     except (NotSaved, RankFailed, WorkerFailed) as error:
         return fail(f"error: {error}", EXIT_CRASH, prefix=prefix)
     except Stopped as error:
-        return fail(f"stopped: {error}", EXIT_STOPPED, prefix=prefix)
+        return fail(str(error), EXIT_STOPPED, prefix=prefix)
     except KeyboardInterrupt:
         return fail("interrupted", EXIT_INTERRUPTED, prefix=prefix)
     except Exception:

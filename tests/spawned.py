@@ -56,6 +56,13 @@ def wait_for_signals(folder: str, exit_code: str) -> int:
     return int(exit_code)
 
 
+def get_ready(folder: str) -> int:
+    """Never comes to take signals: imports that last."""
+    Path(folder, f"ready{os.environ['RANK']}").write_text(str(os.getpid()))
+    time.sleep(600)
+    return 0
+
+
 def ignore_signals(folder: str) -> int:
     """Never ends, whatever it is told."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):

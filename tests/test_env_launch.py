@@ -61,7 +61,7 @@ def test_a_config_of_one_process_runs_in_this_one(outcome, overrides):
     assert outcome(overrides) == "here"
 
 
-@pytest.mark.parametrize(("overrides", "count"), [({"NUM_GPUS": 8}, 8), ({"NUM_GPUS": 0, "DIST.NUM_PROCESSES": 3}, 3)])
+@pytest.mark.parametrize(("overrides", "count"), [({"NUM_GPUS": 8}, 8), ({"NUM_GPUS": 0, "DIST.NUM_PROCESSES": 4}, 4)])
 def test_a_config_of_several_processes_starts_them(outcome, overrides, count):
     places = outcome(overrides)
     assert [place.rank for place in places] == list(range(count))
@@ -133,6 +133,24 @@ def test_several_machines_without_a_meeting_point(outcome):
         outcome({"NUM_SHARDS": 2, "SHARD_ID": 1, "NUM_GPUS": 1})
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"DIST.NUM_PROCESSES": 3}, "TRAIN.BATCH_SIZE is 8.*DIST.NUM_PROCESSES 3"),
+        ({"DIST.NUM_PROCESSES": 2, "RUN.ACCUMULATION_STEPS": 3}, "RUN.ACCUMULATION_STEPS is 3.*4 clips of a process"),
+    ],
+)
+def test_a_batch_that_the_processes_cannot_share_starts_none(outcome, overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        outcome({"NUM_GPUS": 0} | overrides)
+    assert len(outcome({"NUM_GPUS": 0, "TRAIN.ENABLE": False} | overrides)) == overrides["DIST.NUM_PROCESSES"]
+
+
+def test_accumulation_steps_do_not_matter_where_they_are_searched(outcome):
+    keys = {"NUM_GPUS": 0, "DIST.NUM_PROCESSES": 2, "RUN.ACCUMULATION_STEPS": 3, "RUN.AUTO_BATCH_SIZE": True}
+    assert len(outcome(keys)) == 2
+
+
 # What processes print
 
 
@@ -143,7 +161,11 @@ def test_several_machines_without_a_meeting_point(outcome):
         (CheckFailed("too many"), 3, "revvideo: check failed: too many\n"),
         (WorkerFailed("worker 1 died"), 1, "revvideo: error: worker 1 died\n"),
         (RankFailed("rank 1 (a, 7): ValueError: x"), 1, "revvideo: error: rank 1 (a, 7): ValueError: x\n"),
-        (Stopped("SIGTERM, after step 7"), 75, "revvideo: stopped: SIGTERM, after step 7\n"),
+        (
+            Stopped("stopped by SIGTERM after step 7", reason="SIGTERM"),
+            75,
+            "revvideo: stopped by SIGTERM after step 7\n",
+        ),
         (KeyboardInterrupt(), 130, "revvideo: interrupted\n"),
     ],
 )

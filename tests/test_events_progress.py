@@ -238,6 +238,14 @@ def test_a_bar_on_a_terminal_and_no_lines(caplog):
     assert "loss 0.1" in stream.getvalue()
 
 
+def test_a_terminal_without_columns_gets_lines(caplog):
+    """A pseudo-terminal that nobody has given a size, as in containers: tqdm would show nothing."""
+    near, far = os.openpty()
+    with os.fdopen(near, "w"), os.fdopen(far, "w") as stream:
+        assert stream.isatty()
+        assert len(shown(caplog, stream, 8)) == 2
+
+
 @pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
 def test_disabled_shows_nothing(caplog, stream):
     assert shown(caplog, stream, 10, enabled=False) == []

@@ -145,3 +145,10 @@ def test_a_frozen_part_that_does_not_exist_is_wrong_input(own_data, pretrained, 
     assert outcome.code == 2
     assert "FINETUNE.FREEZE names 'blocks.0'" in outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_frozen_parts_without_weights_to_keep_are_refused_before_anything_is_read(own_data, tmp_path):
+    keys = {"FINETUNE.FREEZE": ["stem"], "DATA.PATH_TO_DATA_DIR": tmp_path / "nowhere"}
+    outcome = tiny.run_net(own_data, tmp_path / "run", keys)
+    assert outcome.code == 2
+    assert "there are no weights to keep: set TRAIN.CHECKPOINT_FILE_PATH" in outcome.err

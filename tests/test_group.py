@@ -1,6 +1,8 @@
 """Collectives of several processes: right values in the order of ranks; one process is a group without any of it."""
 
 import contextlib
+import dataclasses
+import socket
 import time
 
 import pytest
@@ -15,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from revvideo.distributed.env import Process, current_process
 from revvideo.distributed.group import Group, check_gpus, open_group
 from revvideo.distributed.ordered_sum import ordered_sum_hook
+from revvideo.distributed.watch import PACE, Pace
 from revvideo.errors import InputError, RankFailed, Stopped
 
 CPU = torch.device("cpu")
@@ -22,8 +25,8 @@ TIMEOUT_SECONDS = 30.0
 
 
 @contextlib.contextmanager
-def opened(timeout_seconds: float = TIMEOUT_SECONDS):
-    with open_group(current_process(), CPU, timeout_seconds=timeout_seconds) as group:
+def opened(timeout_seconds: float = TIMEOUT_SECONDS, pace: Pace = PACE):
+    with open_group(current_process(), CPU, timeout_seconds=timeout_seconds, pace=pace) as group:
         yield group
 
 
@@ -262,6 +265,38 @@ def test_a_missing_process_is_named():
     messages = [message.split(" ", 1) for message in (first, second)]
     assert any("rank 2 did not come" in text and "rank 0 (" in text for _, text in messages)
     assert all(where in text and "DIST.TIMEOUT_SECONDS" in text for where, text in messages)
+
+
+def come_but_rank_0(timeout_seconds: float, absent: bool) -> list | None:
+    if absent and current_process().is_main:
+        return None
+    with opened(timeout_seconds) as group:
+        return group.gather(group.rank, "ranks")
+
+
+def test_who_starts_again_meets_although_not_all_had_come_before():
+    """The store of torchrun's agent outlives the processes that it starts."""
+    agent = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environ = {"TORCHELASTIC_RUN_ID": "none", "MASTER_PORT": str(agent.port)}
+    _, failed = run_processes(2, come_but_rank_0, 1, True, environ=environ)
+    assert "rank 0 did not come" in failed.output
+    for _ in range(2):
+        assert values(run_processes(2, come_but_rank_0, 10, False, environ=environ)) == [[0, 1]] * 2
+
+
+def come_to_a_stranger() -> None:
+    with opened(timeout_seconds=1, pace=dataclasses.replace(PACE, guard_seconds=1)):
+        pass
+
+
+def test_a_port_of_another_program_keeps_nobody():
+    """That accepts connections and says nothing: rank 0 cannot have it, and the others do not wait for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        first, second = run_processes(2, come_to_a_stranger, environ={"MASTER_PORT": str(port)}, timeout_seconds=20)
+    assert f"rank 0 ({socket.gethostname()}) cannot open the place to meet, 127.0.0.1:{port}" in first.output
+    assert (first.exitcode, second.exitcode) == (1, 1)
+    assert "in meet" in second.output
 
 
 def test_two_processes_on_one_gpu_are_an_error():

@@ -8,6 +8,8 @@ import tiny
 import torch
 from processes import run_processes
 
+from revvideo import build
+from revvideo.config.batch import batch_plan
 from revvideo.engine.checkpoint import latest_checkpoint
 from revvideo.engine.events import last_per_step, read_events
 
@@ -98,3 +100,18 @@ def test_another_number_of_processes_goes_on_at_the_same_sample(data, tmp_path):
     assert "not bit-equal" in results[0].output
     assert tiny.events(tmp_path, "resume")[-1]["step"] == 10
     assert len(tiny.losses(tmp_path)) == NUM_STEPS
+
+
+def test_another_batch_size_goes_on_at_the_same_sample_and_learning_rate(data, tmp_path):
+    """Stopped after 4 of the 6 steps of the second epoch; its last 8 videos make one step now."""
+    run(data, tmp_path, 1, during=run_config.SignalAt(8, STOP))
+    assert tiny.events(tmp_path, "stop")[-1]["step"] == 10
+    eight = {"TRAIN.BATCH_SIZE": 8}
+    run(data, tmp_path, 1, eight, during=run_config.SignalAt(13, STOP))
+    cfg = run_config.config(data, tmp_path, run_config.SIXTY_STEPS, eight)
+    rate = build.train_settings(cfg, batch_plan(cfg)).learning_rate
+    steps = [event for event in tiny.events(tmp_path, "train_step") if event["restart"] == 1][:4]
+    assert [(event["step"], event["epoch"]) for event in steps] == [(10, 1), (11, 2), (12, 2), (13, 2)]
+    assert [event["lr"] for event in steps] == pytest.approx(
+        [rate(5 / 3), rate(2), rate(7 / 3), rate(8 / 3)], rel=1e-12
+    )

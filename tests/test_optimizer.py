@@ -178,9 +178,34 @@ def test_optimizer_state_continues_or_is_refused():
     trained(broken, 2, saved)
     assert torch.equal(straight.weight, broken.weight)
 
-    with pytest.raises(InputError, match=r"a.pyth: its optimizer has groups of \[2\] parameters, this run's has \[1\]"):
+    advice = "TRAIN.CHECKPOINT_EPOCH_RESET"
+    with pytest.raises(
+        InputError, match=rf"a.pyth: its optimizer has groups of \[2\] .*this run's has \[1\].*{advice}"
+    ):
         trained(nn.Linear(3, 3, bias=False), 1, saved)
     with pytest.raises(InputError, match=r"shape \(3, 3\) for a parameter of shape \(4, 3\)"):
         trained(nn.Linear(3, 4), 1, saved)
     with pytest.raises(InputError, match=r"weight there, 0\.weight here"):
         trained(nn.Sequential(nn.Linear(3, 3)), 1, saved)
+
+
+@pytest.mark.parametrize(("before", "now"), [("adamw", "adam"), ("adam", "mt_adamw"), ("sgd", "sgd"), ("adamw", "sgd")])
+def test_the_settings_of_an_optimizer_that_continues_are_the_configs(before, now):
+    """As its learning rate is; another kind of optimizer is refused, instead of a KeyError in the first step."""
+    model = nn.Linear(3, 3)
+    model(torch.ones(2, 3)).square().sum().backward()
+
+    def made(name, weight_decay):
+        return make_optimizer(name, parameter_groups(model, weight_decay=weight_decay), lr=0.01)
+
+    old, new, alike = made(before, 0.05), made(now, 0.5), made(now, 0.5)
+    old.step()
+    if now == "sgd" != before:
+        with pytest.raises(InputError, match=r"its optimizer is one of the Adam family, this run's is sgd"):
+            load_optimizer_state(new, old.state_dict(), source="a.pyth")
+        return
+    load_optimizer_state(new, old.state_dict(), source="a.pyth")
+    settings, want = ([{**group, "params": None} for group in each.param_groups] for each in (new, alike))
+    assert settings == want
+    assert len(new.state_dict()["state"]) == 2
+    new.step()

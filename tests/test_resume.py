@@ -62,14 +62,52 @@ def test_a_killed_run_repeats_the_steps_after_its_checkpoint(data, four_epochs, 
     assert [event["loss"] for event in last] == tiny.losses(four_epochs)
 
 
+def test_a_checkpoint_of_pyslowfast_in_the_run_folder_goes_on(data, four_epochs, tmp_path):
+    """It holds neither position nor random state, and the empty state of a loss scaler that was off."""
+    ours = torch.load(four_epochs / "checkpoints/checkpoint_epoch_00003.pyth", weights_only=True)
+    theirs = {name: ours[name] for name in ("epoch", "model_state", "optimizer_state", "cfg")} | {"scaler_state": {}}
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(theirs, tmp_path / "checkpoints/checkpoint_epoch_00003.pyth")
+    keys = {"SOLVER.MAX_EPOCH": 4, "TRAIN.MIXED_PRECISION": True, "AMP.DTYPE": "float16"}
+    outcome = tiny.done(tiny.run_net(data, tmp_path, tiny.RANDOM, tiny.TRAIN_ONLY, STEPS, keys))
+    assert "not bit-equal" in outcome.err
+    got, want = (
+        [(e["step"], e["epoch"], e["lr"]) for e in tiny.events(f, "train_step")] for f in (tmp_path, four_epochs)
+    )
+    assert got == want[6:]
+
+
+def test_weights_in_the_run_folder_are_begun_with_and_other_files_refused(data, finished, tmp_path):
+    state = torch.load(finished[0] / "checkpoints/checkpoint_epoch_00001.pyth", weights_only=True)["model_state"]
+    for name, code, message in (
+        ("model_state", 0, "holds no optimizer state: only its weights are taken"),
+        ("state_dict", 2, "holds no model_state, but state_dict"),
+    ):
+        folder = tmp_path / name
+        (folder / "checkpoints").mkdir(parents=True)
+        torch.save({name: state}, folder / "checkpoints/checkpoint_epoch_00001.pyth")
+        outcome = tiny.run_net(data, folder, tiny.RANDOM, tiny.TRAIN_ONLY)
+        assert outcome.code == code, outcome.err
+        assert message in outcome.err
+
+
 def test_a_finished_run_trains_nothing_more(data, finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished[0], folder)
     before = len(tiny.events(folder, "train_step"))
     outcome = tiny.done(tiny.run_net(data, folder, tiny.RANDOM, {"SOLVER.MAX_EPOCH": 2}))
-    assert "training is complete (2 epochs)" in outcome.err
+    assert "training is complete: 2 of 2 epochs" in outcome.err
     assert len(tiny.events(folder, "train_step")) == before
     assert len(tiny.events(folder, "test")) == 2  # but it is evaluated again
+
+
+def test_the_link_to_the_best_checkpoint_is_made_when_a_kill_came_before_it(data, tmp_path):
+    keys = tiny.RANDOM | {"TEST.ENABLE": False}
+    tiny.done(tiny.run_net(data, tmp_path, keys))
+    link = tmp_path / "checkpoints/best.pyth"
+    link.unlink()
+    tiny.done(tiny.run_net(data, tmp_path, keys))
+    assert link.resolve().name == "checkpoint_epoch_00001.pyth"
 
 
 def test_without_auto_resume_training_begins_anew(data, finished, tmp_path):

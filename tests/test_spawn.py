@@ -67,8 +67,9 @@ KILLED = -signal.SIGKILL
         ([0, 0], 0, []),
         ([75, 75], 75, []),
         ([0, 75], 75, []),
-        ([0, 2], 2, ["rank 1 ended with exit code 2"]),
-        ([2, 2], 2, ["rank 0 ended with exit code 2", "rank 1 ended with exit code 2"]),
+        ([0, 2], 2, []),  # wrong input: the child has said what
+        ([2, 2], 2, []),
+        ([3, 0], 3, []),
         ([0, 1], 1, ["rank 1 ended with exit code 1"]),
         ([75, 1], 1, ["rank 1 ended with exit code 1"]),
         ([75, KILLED], 1, ["rank 1 was killed by SIGKILL"]),
@@ -135,7 +136,7 @@ def test_ctrl_c_lets_the_children_write_a_checkpoint(tmp_path):
     assert json.loads((tmp_path / "seen0").read_text()) == ["SIGTERM"]
 
 
-@pytest.mark.parametrize(("name", "exit_code"), [("SIGINT", 130), ("SIGTERM", 1)])
+@pytest.mark.parametrize(("name", "exit_code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_the_second_signal_kills(tmp_path, name, exit_code):
     parent = spawned.start_parent(tmp_path, "ignore_signals", str(tmp_path))
     pids = spawned.ready_pids(tmp_path)
@@ -148,6 +149,15 @@ def test_the_second_signal_kills(tmp_path, name, exit_code):
     assert parent.wait(5) == exit_code
     assert f"second signal, {name}: all processes are killed" in parent.stderr.read()
     assert not any(map(spawned.is_running, pids))
+
+
+@pytest.mark.parametrize(("name", "exit_code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_while_the_children_start_is_no_crash(tmp_path, name, exit_code):
+    parent = spawned.start_parent(tmp_path, "get_ready", str(tmp_path))
+    spawned.ready_pids(tmp_path)
+    parent.send_signal(signal.Signals[name])
+    assert parent.wait(20) == exit_code
+    assert parent.stderr.read().count("was ended by SIGTERM, without a checkpoint") == 2
 
 
 def test_children_end_with_their_parent(tmp_path):

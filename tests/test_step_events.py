@@ -2,12 +2,15 @@
 
 import math
 import signal
+import time
 
 import pytest
 import run_config
 import tiny
 from processes import run_processes
 from troubles import AdviceAfter, AtStep, Send, SlowReading, run
+
+from revvideo.engine.train_step import TrainStep
 
 NUM_VIDEOS, NUM_BAD = 16, 2
 STEPS_AN_EPOCH = NUM_VIDEOS // 4
@@ -83,6 +86,20 @@ def test_one_process_and_two_read_the_same_bad_videos(data, tmp_path):
         by_count[count] = [event["bad_videos"] for event in steps]
         assert results[0].output.count("unreadable video, another one taken") == NUM_BAD  # each path once
     assert by_count[1] == by_count[2]
+
+
+def test_the_update_of_the_weights_counts_in_the_speed(data, tmp_path, monkeypatch):
+    """That of a step comes after the figures of the step are told: it is in those of the next one."""
+    update = TrainStep.update
+
+    def slow_update(step, *args, **kwargs):
+        time.sleep(0.2)
+        update(step, *args, **kwargs)
+
+    monkeypatch.setattr(TrainStep, "update", slow_update)
+    tiny.done(tiny.run_net(data, tmp_path, KEYS, BAD_KEYS))
+    clips = 2 * tiny.TINY["TRAIN.BATCH_SIZE"]
+    assert all(event["clips_per_second"] < clips / 0.2 for event in tiny.events(tmp_path, "train_step")[1:])
 
 
 @pytest.mark.parametrize("num_steps", [10, pytest.param(100, marks=pytest.mark.slow)])

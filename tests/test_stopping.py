@@ -91,7 +91,7 @@ def straight(data, tmp_path_factory):
 # While it trains
 
 
-@pytest.mark.parametrize("number", [TERM, USR1, USR2])
+@pytest.mark.parametrize("number", [TERM, USR1, USR2, signal.SIGINT])
 def test_a_signal_to_the_whole_process_group_stops_the_run_and_not_its_workers(data, tmp_path, number):
     stop = AtStep(1, 0, Send(number, to_group=True))
     check_stopped(start(data, tmp_path, stop, keys=(WORKERS,)), tmp_path, number.name, STEPS_AN_EPOCH + 1)

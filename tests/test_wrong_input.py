@@ -240,7 +240,7 @@ def test_a_checkpoint_of_other_classes(data, tmp_path):
 
 def test_no_checkpoint_to_evaluate(data, tmp_path):
     outcome = tiny.run_net(data, tmp_path / "run", {"TRAIN.ENABLE": False})
-    refused(outcome, "nothing to evaluate", tmp_path / "run/checkpoints", "TEST.CHECKPOINT_FILE_PATH")
+    refused(outcome, "nothing to evaluate: no whole", tmp_path / "run/checkpoints", "TEST.CHECKPOINT_FILE_PATH")
     missing = tmp_path / "no.pyth"
     outcome = tiny.run_net(data, tmp_path / "run", {"TRAIN.ENABLE": False, "TEST.CHECKPOINT_FILE_PATH": missing})
     refused(outcome, missing, "no such checkpoint")

@@ -58,9 +58,10 @@ def auto_accumulation(
     began = time.perf_counter()
     search = _Search(cfg, plan, model, optimizer, loss, device, group_any)
     parts = search.fewest_parts()
+    clips = plan.clips_per_process // parts
     logger.info(
-        "batch: %d part%s of %d clips in each process, the fewest that fit (RUN.AUTO_BATCH_SIZE; %.1f s): %s",
-        *(parts, "" if parts == 1 else "s", plan.clips_per_process // parts, time.perf_counter() - began),
+        "batch: %d part%s of %d clip%s in each process, the fewest that fit (RUN.AUTO_BATCH_SIZE; %.1f s): %s",
+        *(parts, "s" * (parts != 1), clips, "s" * (clips != 1), time.perf_counter() - began),
         search.describe(parts),
     )
     return parts

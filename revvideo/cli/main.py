@@ -54,8 +54,10 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
     args = parser.parse_args(argv)
     process = _place()
     set_up_logging(process)
-    # Read when torch is loaded. OpenMP's idle threads spin by default and keep the cores from the loader's workers.
+    # Read when torch is loaded. OpenMP's idle threads spin by default and keep the cores from the loader's workers;
+    # what C++ has to say of a lost connection comes between the lines that tell whose fault it is.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     return run_guarded(lambda: command.run(args), prefix=line_prefix(process))
 
 

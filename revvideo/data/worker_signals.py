@@ -9,7 +9,7 @@ import signal
 import threading
 
 # Ignored: these are for the training process, which a fork would otherwise leave its handlers in.
-_IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
+_IGNORED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 def listen_to_parent_only() -> None:

@@ -23,12 +23,12 @@ from torch.nn.parallel import DistributedDataParallel
 from revvideo.distributed.env import Process
 from revvideo.distributed.meeting import Meeting, meet
 from revvideo.distributed.ordered_sum import ordered_sum_hook
-from revvideo.distributed.watch import PACE, Pace, Watch, is_of_others, is_timeout
-from revvideo.errors import InputError, RankFailed, Stopped
+from revvideo.distributed.watch import PACE, Pace, Watch, arm_guard, disarm_guard, is_of_others, is_timeout
+from revvideo.errors import CheckFailed, InputError, RankFailed, Stopped
 
 logger = logging.getLogger(__name__)
 
-_NCCL_MORE_SECONDS = 8.0  # NCCL's own watchdog kills without naming anybody: ours comes first
+_NCCL_MORE_SECONDS = 9.0  # NCCL's own watchdog kills without naming anybody: ours, which needs up to 8, comes first
 
 
 class Group:
@@ -181,7 +181,9 @@ class _Processes(Group):
         self._told = error
         message = str(error).strip().partition("\n")[0]
         failure = f"{self._name} failed after {self._occasion!r}: {type(error).__name__}: {message}"
-        logger.error("%s", failure)  # before the others know: what they say of it comes later in a common log
+        if not isinstance(error, InputError | CheckFailed):  # these are told in words of their own
+            # Before the others know: what they say of it comes later in a common log.
+            logger.error("%s", failure)
         self._watch.report(failure)
         return error
 
@@ -221,7 +223,11 @@ def open_group(process: Process, device: torch.device, *, timeout_seconds: float
     if process.world_size == 1:
         yield Group(process, device)
         return
-    meeting = meet(process, timeout_seconds)
+    arm_guard(timeout_seconds, pace)  # who answers at that address may never say a word
+    try:
+        meeting = meet(process, timeout_seconds)
+    finally:
+        disarm_guard()
     watch = Watch(process.rank, meeting, timeout_seconds, pace)
     group = _Processes(process, device, watch, meeting.names[process.rank])
     watch.start()

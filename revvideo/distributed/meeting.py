@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import socket
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -15,6 +16,7 @@ from torch import distributed as dist
 from revvideo.distributed.env import Process
 from revvideo.errors import RankFailed
 
+_LOOK_SECONDS = 0.1  # between two looks for the others
 _WATCH_SECONDS = 10.0  # longest wait of the watch for a key, all of which are there when it asks
 
 
@@ -50,13 +52,12 @@ def meet(process: Process, timeout_seconds: float) -> Meeting:
     """
     where = f"{process.master_addr}:{process.master_port}"
     timeout = timedelta(seconds=timeout_seconds)
+    deadline = time.monotonic() + timeout_seconds
     try:
         run_store = _run_store(process, timeout)
-        # The store outlives a group: the next group of these processes must not find the keys of this one.
-        attempt = run_store.add(f"revvideo/opened/{process.rank}", 1)
-        store = dist.PrefixStore(f"revvideo/{attempt}", run_store)
-        store.set(f"here/{process.rank}", f"rank {process.rank} ({socket.gethostname()}, process {os.getpid()})")
-        names = _wait_for_all(store, process, timeout)
+        prefix = _begin(run_store, process, deadline, timeout_seconds)
+        store = dist.PrefixStore(prefix, run_store)
+        names = [store.get(f"here/{rank}").decode() for rank in range(process.world_size)]
         client = dist.TCPStore(
             process.master_addr,
             process.master_port,
@@ -70,12 +71,14 @@ def meet(process: Process, timeout_seconds: float) -> Meeting:
         raise
     except (OSError, RuntimeError) as error:  # RuntimeError: torch's errors of the network and the store
         reason = str(error).partition("\n")[0]
+        did = f"and rank 0 did not meet within DIST.TIMEOUT_SECONDS {timeout_seconds:g}"
+        if process.is_main:
+            did = "cannot open the place to meet"
         raise RankFailed(
-            f"rank {process.rank} ({socket.gethostname()}) and rank 0 did not meet at {where} (MASTER_ADDR and "
-            f"MASTER_PORT) within DIST.TIMEOUT_SECONDS {timeout_seconds:g}: {reason}"
+            f"rank {process.rank} ({socket.gethostname()}) {did}, {where} (MASTER_ADDR and MASTER_PORT): {reason}"
         ) from error
     holder = f"torchrun's agent at {where}" if process.source == "torchrun" else names[0]
-    return Meeting(store, names, dist.PrefixStore(f"revvideo/{attempt}", client), lifeline, holder)
+    return Meeting(store, names, dist.PrefixStore(prefix, client), lifeline, holder)
 
 
 def _agent_serves(process: Process) -> bool:
@@ -102,16 +105,37 @@ def _run_store(process: Process, timeout: timedelta) -> dist.TCPStore:
     )
 
 
-def _wait_for_all(store: dist.Store, process: Process, timeout: timedelta) -> list[str]:
-    keys = [f"here/{rank}" for rank in range(process.world_size)]
-    try:
-        store.wait(keys, timeout)
-    except RuntimeError as error:
-        here = [rank for rank, key in enumerate(keys) if store.check([key])]
-        missing = ", ".join(str(rank) for rank in range(process.world_size) if rank not in here)
-        present = ", ".join(store.get(keys[rank]).decode() for rank in here)
-        raise RankFailed(
-            f"rank {missing} did not come to {process.master_addr}:{process.master_port} within DIST.TIMEOUT_SECONDS "
-            f"{timeout.total_seconds():g}; here: {present}"
-        ) from error
-    return [store.get(key).decode() for key in keys]
+def _begin(run_store: dist.Store, process: Process, deadline: float, timeout_seconds: float) -> str:
+    """Wait until all have come to one attempt to meet; returns the prefix of its keys.
+
+    The store outlives a group and, where torchrun's agent has it, the processes: some of those that it started before
+    may have come to an attempt and others not. So rank 0 numbers the attempts, and says when one has begun; the others
+    go to the newest one, but to none twice.
+    """
+    name = f"rank {process.rank} ({socket.gethostname()}, process {os.getpid()})"
+    attempt, is_new = -1, False
+    while True:
+        newest = run_store.add("revvideo/attempt", int(process.is_main and attempt < 0))
+        if newest > attempt:
+            attempt, prefix = newest, f"revvideo/{newest}"
+            store = dist.PrefixStore(prefix, run_store)
+            is_new = store.add(f"times/{process.rank}", 1) == 1
+            store.set(f"here/{process.rank}", name)
+        if process.is_main and store.check([f"here/{rank}" for rank in range(process.world_size)]):
+            store.set("begun", "")
+            return prefix
+        if is_new and not process.is_main and store.check(["begun"]):
+            return prefix
+        if time.monotonic() > deadline:
+            raise RankFailed(_who_is_missing(store, process, timeout_seconds))
+        time.sleep(_LOOK_SECONDS)
+
+
+def _who_is_missing(store: dist.Store, process: Process, timeout_seconds: float) -> str:
+    keys = {rank: f"here/{rank}" for rank in range(process.world_size)}
+    here = {rank: store.get(key).decode() for rank, key in keys.items() if store.check([key])}
+    missing = ", ".join(str(rank) for rank in keys if rank not in here)
+    return (
+        f"rank {missing} did not come to {process.master_addr}:{process.master_port} within DIST.TIMEOUT_SECONDS "
+        f"{timeout_seconds:g}; here: {', '.join(here.values())}"
+    )

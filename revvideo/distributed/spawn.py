@@ -36,6 +36,8 @@ KILL_AT_SECOND = (signal.SIGTERM, signal.SIGINT)
 # all. What comes again within this time is the same.
 SAME_SECONDS = 1.0
 
+EXIT_BY_SIGNAL = 128  # plus its number, as a shell says it
+
 _LOOK_SECONDS = 0.1  # between two looks at the signals that have come
 _PARENT_LOOK_SECONDS = 0.5
 
@@ -56,9 +58,11 @@ def spawn(work: Callable[..., int], args: tuple, processes: Sequence[Process], *
         grace_seconds: see above.
 
     Returns:
-        0 if all children ended with 0; 75 if they ended with 0 and 75; 130 after a SIGINT otherwise. Else the exit code
-        of the child that failed first, 1 for one that a signal killed. Where that is 1 and another child ended with 2
-        or 3, that: the first to be gone may be one that the failure of another has ended.
+        0 if all children ended with 0; 75 if they ended with 0 and 75; 130 after a SIGINT otherwise. 128 + the
+        number of a signal that came twice, or that was passed on and ended a child (not yet ready for it), where none
+        had failed before. Else the exit code of the child that failed first, 1 for one that a signal killed. Where
+        that is 1 and another child ended with 2 or 3, that: the first to be gone may be one that the failure of
+        another has ended.
     """
     family = _Family(grace_seconds)
     with _signals_into(family.signals):
@@ -83,6 +87,8 @@ class _Family:
         self._kill_at: float | None = None  # on the monotonic clock
         self._stopped_at: float | None = None  # when the first SIGTERM or SIGINT came
         self._interrupted = False
+        self._passed_on: set[int] = set()
+        self._ended_by: int | None = None  # the signal that came from here and ended a child
         self._killed = False
 
     def start(self, work: Callable[..., int], args: tuple, process: Process, *, num_processes: int) -> None:
@@ -119,13 +125,15 @@ class _Family:
         self._running.clear()
 
     def exit_code(self) -> int:
-        if not self._failed and not self._killed:
+        if not self._failed and not self._killed and self._ended_by is None:
             return EXIT_STOPPED if EXIT_STOPPED in self._all_codes else EXIT_DONE
         if self._interrupted:
             return EXIT_INTERRUPTED
         first = self._failed[0] if self._failed else EXIT_CRASH
         told = [code for code in self._failed if code in (EXIT_WRONG_INPUT, EXIT_CHECK_FAILED)]
-        return told[0] if told and first == EXIT_CRASH else first
+        if first == EXIT_CRASH and told:
+            return told[0]
+        return first if self._ended_by is None else EXIT_BY_SIGNAL + self._ended_by
 
     def _collect(self) -> None:
         """Take note of the children that have ended."""
@@ -136,9 +144,14 @@ class _Family:
             self._all_codes.add(code)
             if code in (EXIT_DONE, EXIT_STOPPED):
                 continue
-            how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
-            logger.error("rank %d %s", rank, how)
-            self._failed.append(EXIT_CRASH if code < 0 else code)
+            if -code in self._passed_on:
+                logger.warning("rank %d was ended by %s, without a checkpoint", rank, _signal_name(-code))
+                self._ended_by = None if self._failed else -code
+            else:
+                how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+                if code not in (EXIT_WRONG_INPUT, EXIT_CHECK_FAILED):  # the child has said why, which is enough
+                    logger.error("rank %d %s", rank, how)
+                self._failed.append(EXIT_CRASH if code < 0 else code)
             if self._kill_at is None:
                 self._kill_at = time.monotonic() + self._grace_seconds
 
@@ -147,6 +160,7 @@ class _Family:
         if signum in KILL_AT_SECOND and self._stopped_at is not None:
             if came - self._stopped_at > SAME_SECONDS:
                 logger.error("second signal, %s: all processes are killed", _signal_name(signum))
+                self._ended_by = None if self._failed else signum
                 self.kill()
             return
         if signum in KILL_AT_SECOND:
@@ -154,6 +168,7 @@ class _Family:
         if signum == signal.SIGINT:
             logger.warning("interrupted: the processes are told to stop; once more kills them")
         passed_on = signal.SIGTERM if signum == signal.SIGINT else signum
+        self._passed_on.add(int(passed_on))
         for child in self._running.values():
             with suppress(ProcessLookupError):
                 os.kill(child.pid, passed_on)

@@ -58,6 +58,17 @@ class Pace:
 PACE = Pace()
 
 
+def arm_guard(timeout_seconds: float, pace: Pace) -> None:
+    """If this is not called again in time, the process ends: something holds the GIL, or the network is dead."""
+    with contextlib.suppress(AttributeError, io.UnsupportedOperation, ValueError):  # a stderr that is no file
+        faulthandler.dump_traceback_later(timeout_seconds + pace.guard_seconds, exit=True, file=sys.stderr)
+
+
+def disarm_guard() -> None:
+    """The process may take its time again."""
+    faulthandler.cancel_dump_traceback_later()
+
+
 class Watch:
     """The thread of one process. Its maker, the "main thread" of the process, calls the methods; none waits for ever.
 
@@ -97,7 +108,7 @@ class Watch:
 
     def start(self) -> None:
         """Begin."""
-        self._arm_guard()
+        arm_guard(self._timeout_seconds, self._pace)
         self._jobs.put((self._beat, threading.Event()))
         self._thread.start()
 
@@ -157,7 +168,7 @@ class Watch:
             self._all_know.wait(self._pace.leave_seconds)
         self._jobs.put(None)
         self._thread.join(self._pace.leave_seconds)
-        faulthandler.cancel_dump_traceback_later()
+        disarm_guard()
         self._lifeline.close()
 
     def _ask(self, job: Callable[[], None], wait_seconds: float) -> None:
@@ -179,7 +190,7 @@ class Watch:
             try:
                 if not self._store_lost:
                     job()
-            except (ConnectionError, RuntimeError) as error:  # RuntimeError: torch's of the network and the store
+            except (OSError, RuntimeError) as error:  # RuntimeError: torch's of the network and the store
                 self._lose_store(error)
             answered.set()
             self._end_if_main_hangs()
@@ -188,7 +199,7 @@ class Watch:
         self._check_lifeline()
         self._count += 1
         self._store.set(f"beat/{self._rank}", self._my_beat().to_json())
-        self._arm_guard()
+        arm_guard(self._timeout_seconds, self._pace)
         if self.failure is None and self._store.check(["failure"]):
             self._learn(self._store.get("failure"))
         if self.failure is not None or self._all_done.is_set():
@@ -213,12 +224,6 @@ class Watch:
     def _my_beat(self) -> Beat:
         number, what, since = self._mark
         return Beat(self._count, number, what, time.monotonic() - since, self._done)
-
-    def _arm_guard(self) -> None:
-        """If this is not called again in time, the process ends: something holds the GIL, or the network is dead."""
-        with contextlib.suppress(AttributeError, io.UnsupportedOperation, ValueError):  # a stderr that is no file
-            seconds = self._timeout_seconds + self._pace.guard_seconds
-            faulthandler.dump_traceback_later(seconds, exit=True, file=sys.stderr)
 
     def _look_at(self, ranks: list[int]) -> None:
         """Take down the heartbeats of these."""
@@ -294,7 +299,7 @@ class Watch:
 
     def _lose_store(self, error: Exception) -> None:
         self._store_lost = True
-        faulthandler.cancel_dump_traceback_later()
+        disarm_guard()
         self._all_know.set()  # nobody can tell any more
         if self._done:  # then rank 0 need not wait for this process
             self._all_done.set()

@@ -191,7 +191,8 @@ def clip_gradients(parameters: Iterable[Tensor], *, value: float | None = None, 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict, *, source: str) -> None:
     """Continue an optimizer from `state` (the checkpoint's `optimizer_state`), after checking that it fits.
 
-    Tensors are copied, so the optimizer does not hold on to a memory-mapped checkpoint file.
+    Tensors are copied, so the optimizer does not hold on to a memory-mapped checkpoint file. Weight decay, momentum and
+    the other settings of the groups stay this optimizer's own: they come from the config, as the learning rate does.
 
     Args:
         optimizer: an optimizer over the same parameters.
@@ -199,16 +200,23 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict, *, sourc
         source: where the state comes from, for the message.
 
     Raises:
-        InputError: other groups, other parameters or other shapes than this optimizer's.
+        InputError: another kind of optimizer, or other groups, parameters or shapes than this one's.
     """
     have, want = state.get("param_groups", []), optimizer.param_groups
     sizes = [[len(group["params"]) for group in groups] for groups in (have, want)]
     if sizes[0] != sizes[1]:
         raise InputError(
             f"{source}: its optimizer has groups of {sizes[0]} parameters, this run's has {sizes[1]}: another "
-            "weight-decay rule, other frozen layers or another architecture"
+            "weight-decay rule, other frozen layers or another architecture; go on with the config of that run, "
+            "or take its weights alone in another OUTPUT_DIR (TRAIN.CHECKPOINT_FILE_PATH with "
+            "TRAIN.CHECKPOINT_EPOCH_RESET True)"
         )
     for old, new in zip(have, want):
+        if ("betas" in old) != ("betas" in new):
+            kinds = ["one of the Adam family" if "betas" in group else "sgd" for group in (old, new)]
+            raise InputError(
+                f"{source}: its optimizer is {kinds[0]}, this run's is {kinds[1]} (SOLVER.OPTIMIZING_METHOD)"
+            )
         if "names" in old and "names" in new and list(old["names"]) != list(new["names"]):
             pairs = zip(old["names"], new["names"])
             first = next(f"{theirs} there, {ours} here" for theirs, ours in pairs if theirs != ours)
@@ -220,4 +228,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict, *, sourc
                         f"{source}: optimizer state {key} has shape {tuple(tensor.shape)} for a parameter of shape "
                         f"{tuple(parameter.shape)}"
                     )
+    own = [{key: value for key, value in group.items() if key != "params"} for group in want]
     optimizer.load_state_dict(copy.deepcopy(state))
+    for group, settings in zip(optimizer.param_groups, own):
+        group.update(settings)

@@ -1,6 +1,7 @@
 """How far a loop is: a bar on a terminal, one plain line every few steps elsewhere, never both. Imports no torch."""
 
 import logging
+import os
 import sys
 import time
 from typing import TextIO
@@ -42,7 +43,7 @@ class Progress:
         self._start = time.monotonic()
         self._drawn = -BAR_SECONDS
         self._bar = None
-        self._lines = enabled and not stream.isatty()
+        self._lines = enabled and not _has_room(stream)
         if enabled and not self._lines:
             from tqdm import tqdm  # only a terminal needs it
 
@@ -119,3 +120,13 @@ def _value(value) -> str:
     """A value in at most about four significant digits."""
     value = value.item() if hasattr(value, "item") else value
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _has_room(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal that a bar can be drawn on; one of a container may say that it has no columns."""
+    if not stream.isatty():
+        return False
+    try:
+        return os.get_terminal_size(stream.fileno()).columns > 0
+    except OSError:  # it does not tell
+        return True

@@ -78,6 +78,7 @@ class Saver:
             return None
         self._saved_at, self._retry_at, self.last = now, None, path
         self.events.write("checkpoint", epoch=position.epoch - 1, step=position.step, path=str(path))
+        logger.info("checkpoint after step %d: %s", position.step, path)
         if is_best:
             self.checkpoints.mark_best(path)
         return path
@@ -125,6 +126,6 @@ class Saver:
         if content.get("is_best") and self.state.group.is_main:
             self.checkpoints.mark_best(path)  # a kill may have come between the file and the link
         position = self.state.position
-        self.events.write("resume", path=str(path), epoch=content["epoch"], step=position.step)
+        self.events.write("resume", path=str(path), epoch=position.epoch - 1, step=position.step)
         where = f"{position.steps} steps of epoch {position.epoch + 1}" if position.steps else f"epoch {position.epoch}"
         logger.info("resumed after %s from %s", where, path)

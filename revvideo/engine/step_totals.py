@@ -19,7 +19,7 @@ class StepTotals:
         loss: mean over all clips.
         top1: percent of all clips.
         num_videos, num_bad, num_damaged: videos read, replaced because unreadable, and read with filled-in frames.
-        seconds, wait_seconds: of the step and of the wait for its batch, mean over the processes.
+        seconds, wait_seconds: of the step, with the wait, and of the wait for its batch, mean over the processes.
         clips_per_second: of all processes together.
         stop_reason: why to stop, None to go on.
         save_due: whether to write a checkpoint.
@@ -63,7 +63,7 @@ class StepTotals:
             what: name of the step, for messages.
             outcome: of this process; it is waited for here.
             num_videos, num_bad, num_damaged: of its batch.
-            began_at: `time.perf_counter()` when it asked for the batch.
+            began_at: `time.perf_counter()` when the step began, at the latest when it asked for the batch.
             wait_seconds: how long the batch took to come.
             stop_reason: why this process wants to stop, or None.
             save_due: whether it wants a checkpoint.

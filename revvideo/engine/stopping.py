@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 logger = logging.getLogger(__name__)
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 # A launcher that forwards a signal to its processes, which had it from the system as well, means one signal.
 SAME_SECONDS = 1.0
@@ -25,7 +25,7 @@ class StopSignals:
     Outside of the main thread Python can take no signals: then this does nothing, and `reason` stays None.
 
     Args:
-        signals: which; Slurm sends SIGTERM, submitit SIGUSR2, others SIGUSR1.
+        signals: which; Slurm sends SIGTERM, submitit SIGUSR2, others SIGUSR1, a keyboard SIGINT.
 
     Attributes:
         reason: name of the first signal that came, such as "SIGTERM"; None so far.
@@ -68,7 +68,7 @@ class StopSignals:
             self._close.callback(undo, *arguments)
 
     def _end_at_second(self, reader: int) -> None:
-        """The thread: where the handler cannot run, it ends the process at the second signal."""
+        """The thread: tells of the first signal; where the handler cannot run, ends the process at the second."""
         first = None
         while True:
             for number in os.read(reader, 64):
@@ -77,7 +77,11 @@ class StopSignals:
                 if number not in self.signals:
                     continue
                 now = time.monotonic()
-                first = now if first is None else first
+                if first is None:
+                    first = now
+                    logger.info(
+                        "%s: stopping, with a checkpoint where there is training; once more ends at once", _name(number)
+                    )
                 if now - first > SAME_SECONDS:
                     time.sleep(HANDLER_SECONDS)
                     os._exit(128 + number)  # as shells report the end by a signal
@@ -86,7 +90,11 @@ class StopSignals:
         """The handler. It takes no lock: the main thread may hold any of them right now."""
         now = time.monotonic()
         if self.reason is None:
-            self.reason, self._came = signal.Signals(number).name, now
+            self.reason, self._came = _name(number), now
         elif now - self._came > SAME_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+
+def _name(number: int) -> str:
+    return signal.Signals(number).name

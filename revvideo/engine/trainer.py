@@ -85,6 +85,7 @@ class Trainer:
         self.data_wait = DataWait(logger) if data_wait is None else data_wait
         self.stop_reason, self.on_stop = stop_reason, on_stop
         self._skipped_in_a_row = 0
+        self._update_seconds = 0.0  # of the step before, from its totals on; they count in the next step's
 
     @property
     def model(self) -> nn.Module:
@@ -113,6 +114,8 @@ class Trainer:
         if self.position.samples and self.state.loader:  # at the start of an epoch the list may be another one
             loader.load_state_dict(self.state.loader)
         self.state.loader = loader.state_dict()
+        if not self.position.step:  # PySlowFast's checkpoints count epochs alone
+            self.position.step = self.position.epoch * loader.batches_per_epoch
         while self.position.epoch < self.settings.max_epoch:
             try:
                 self._train_epoch(loader)
@@ -161,6 +164,7 @@ class Trainer:
         parts = self.prepare(batch, position.epoch, position.steps)
         outcome = self.step.forward_backward(parts, step=position.step)
         totals = self._totals(batch, outcome, asked_at, wait_seconds)
+        told_at = time.perf_counter()
         self._note_bad_videos(batch, totals)
         norm = outcome.grad_norm.item()
         fields = {
@@ -195,6 +199,7 @@ class Trainer:
             "data": f"{totals.data_wait_share:.0%}",
             "mem": f"{fields['peak_memory_mib']:.0f} MiB",
         }
+        self._update_seconds = time.perf_counter() - told_at
         return shown, totals.stop_reason, totals.save_due
 
     def _totals(self, batch, outcome: StepOutcome, asked_at: float, wait_seconds: float) -> StepTotals:
@@ -206,7 +211,7 @@ class Trainer:
             num_videos=batch.num_videos,
             num_bad=len(batch.bad),
             num_damaged=len(batch.damaged),
-            began_at=asked_at,
+            began_at=asked_at - self._update_seconds,
             wait_seconds=wait_seconds,
             stop_reason=self.stop_reason(),
             save_due=self.saver.due(),
@@ -305,6 +310,7 @@ class Trainer:
         for name, model in [("raw", self.model)] + (
             [("ema", self.state.ema.module)] if self.state.ema is not None else []
         ):
+            self._share_buffers(model)
             result = validate(model)
             top1 = result["top1_acc"]
             self.events.write("validation", epoch=epoch, step=self.position.step, weights=name, **result)
@@ -317,6 +323,16 @@ class Trainer:
             return False
         self.state.best_top1 = top1
         return True
+
+    def _share_buffers(self, model: nn.Module) -> None:
+        """Batch norm gathers statistics in each process: all validate with the first one's, which checkpoints hold."""
+        mine = dict(model.named_buffers())
+        if self.group.world_size == 1 or not mine:
+            return
+        values = {name: buffer.cpu() for name, buffer in mine.items()} if self.group.is_main else None
+        shared = self.group.broadcast(values, "statistics to validate with")
+        for name, buffer in mine.items():
+            buffer.copy_(shared[name])
 
     def _stop(self, reason: str) -> None:
         """Save, let everybody finish saving, and leave.

@@ -15,6 +15,7 @@ from revvideo.engine.ema import ModelEma
 from revvideo.engine.optimizer import load_optimizer_state
 from revvideo.engine.random_state import random_state, set_random_state
 from revvideo.engine.train_step import TrainStep
+from revvideo.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -132,8 +133,11 @@ class TrainingState:
         """Take weights, average, optimizer, scaler and position of a checkpoint, also of PySlowFast or another run.
 
         Raises:
-            InputError: it is of another model or optimizer.
+            InputError: it is of another model or optimizer, or no checkpoint of a training.
         """
+        if "model_state" not in content:
+            found = ", ".join(map(str, list(content)[:4])) or "nothing"
+            raise InputError(f"{source}: holds no model_state, but {found}")
         load_model_state(self.step.model, content["model_state"], source=source)
         self.restart_average()
         if self.ema is not None and "ema_state" in content:
@@ -144,10 +148,10 @@ class TrainingState:
             logger.warning("%s holds no optimizer state: only its weights are taken", source)
             return
         load_optimizer_state(self.step.optimizer, content["optimizer_state"], source=source)
-        if self.step.scaler.is_enabled() and "scaler_state" in content:
+        if self.step.scaler.is_enabled() and content.get("scaler_state"):  # {} of a scaler that was off (PySlowFast)
             self.step.scaler.load_state_dict(content["scaler_state"])
         self.loader = dict(content.get("loader", {}))
-        position = content.get("position", {"epoch": content["epoch"] + 1})
+        position = content.get("position", {"epoch": content.get("epoch", -1) + 1})
         self.position = Position(**position)
 
     def restart_average(self) -> None:

@@ -5,6 +5,7 @@ import logging
 from fvcore.common.config import CfgNode
 
 from revvideo.config import ConfigError
+from revvideo.config.batch import batch_plan
 from revvideo.distributed.env import Process, current_process, machine_processes
 from revvideo.distributed.rank_logging import line_prefix, set_up_logging
 from revvideo.distributed.spawn import spawn
@@ -24,8 +25,8 @@ def launch(cfg: CfgNode) -> int:
         The exit code.
 
     Raises:
-        InputError: the environment is not a process's, or the processes cannot be started here; errors of a job that
-            runs in this process pass through too.
+        InputError: the environment is not a process's, the processes cannot be started here, or they cannot share the
+            batch; errors of a job that runs in this process pass through too.
     """
     process = current_process()
     if is_launched(process):
@@ -35,6 +36,8 @@ def launch(cfg: CfgNode) -> int:
     if num_processes == 1 and cfg.NUM_SHARDS == 1:
         return _run_jobs(cfg)
     _check_startable(cfg)
+    if cfg.TRAIN.ENABLE:  # told once instead of by each process
+        batch_plan(cfg, cfg.NUM_SHARDS, num_processes, parts=1 if cfg.RUN.AUTO_BATCH_SIZE else None)
     processes = machine_processes(
         num_processes=num_processes,
         num_machines=cfg.NUM_SHARDS,

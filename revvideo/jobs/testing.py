@@ -105,7 +105,7 @@ def load_tested_model(run: Run) -> tuple[nn.Module, str, dict[str, torch.Tensor]
     path = str(cfg.TEST.CHECKPOINT_FILE_PATH or last or cfg.TRAIN.CHECKPOINT_FILE_PATH)
     if not path:
         raise InputError(
-            f"nothing to evaluate: no checkpoint in {folder}; train first (TRAIN.ENABLE True) or name one "
+            f"nothing to evaluate: no whole checkpoint in {folder}; train first (TRAIN.ENABLE True) or name one "
             "(TEST.CHECKPOINT_FILE_PATH)"
         )
     build.check_pooling(cfg, run.device)

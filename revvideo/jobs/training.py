@@ -27,6 +27,7 @@ from revvideo.jobs.run_folder import code_version
 from revvideo.jobs.running import Run
 from revvideo.jobs.testing import check_test, evaluate_run
 from revvideo.models.checkpoint_formats import LoadReport, Weights, fit_weights, load_weights, read_weights
+from revvideo.torch_file import local_file
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ MIN_VIDEOS_JUDGED = 100  # by LOADER.MAX_BAD_FRACTION: a few bad ones at the sta
 def train(run: Run) -> None:
     """Train to the end of the schedule; with TRAIN.AUTO_RESUME, on from the last checkpoint of the run folder."""
     cfg = run.cfg
+    check_start(run)
     notes_folder = run.folder if run.process.is_main else None
     loader = build.build_train_loader(cfg, run.batch_plan(), process=run.process, folder=notes_folder)
     validation = None
@@ -46,7 +48,7 @@ def train(run: Run) -> None:
     trainer = build_trainer(run, class_names=loader.dataset.manifest.class_names)
     _start_from(run, trainer)
     if trainer.position.epoch >= cfg.SOLVER.MAX_EPOCH:
-        logger.info("training is complete (%d epochs)", cfg.SOLVER.MAX_EPOCH)
+        logger.info("training is complete: %d of %d epochs", trainer.position.epoch, cfg.SOLVER.MAX_EPOCH)
         return
 
     def validate(model: nn.Module) -> dict:
@@ -135,10 +137,23 @@ def _start_from(run: Run, trainer: Trainer) -> None:
     elif path:
         start_from_weights(run.cfg, trainer, path)
         logger.info("weights from %s; training begins at epoch %d", path, trainer.position.epoch + 1)
-    elif run.cfg.FINETUNE.FREEZE:
+
+
+def check_start(run: Run) -> None:
+    """Find what is wrong with where training starts from, before anything is built.
+
+    Raises:
+        InputError: there is no such checkpoint, or parts are frozen that no checkpoint gives weights to.
+    """
+    train, freeze_names = run.cfg.TRAIN, run.cfg.FINETUNE.FREEZE
+    if train.AUTO_RESUME and list_checkpoints(run.folder / "checkpoints"):
+        return
+    if train.CHECKPOINT_FILE_PATH:
+        local_file(train.CHECKPOINT_FILE_PATH)
+    elif freeze_names:
         raise InputError(
-            f"FINETUNE.FREEZE is {run.cfg.FINETUNE.FREEZE}, but there are no weights to keep: set "
-            "TRAIN.CHECKPOINT_FILE_PATH (with TRAIN.CHECKPOINT_EPOCH_RESET True for weights of other classes)"
+            f"FINETUNE.FREEZE is {freeze_names}, but there are no weights to keep: set TRAIN.CHECKPOINT_FILE_PATH "
+            "(with TRAIN.CHECKPOINT_EPOCH_RESET True for weights of other classes)"
         )
 
 
