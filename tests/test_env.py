@@ -78,6 +78,8 @@ def test_torchrun():
 
 def test_variables_set_by_hand():
     assert current_process(BY_HAND) == Process(1, 2, 1, 2, 0, 1, "127.0.0.1", 29500, source="environment")
+    for loopback in ("localhost", "::1"):
+        assert current_process(BY_HAND | {"MASTER_ADDR": loopback}).local_world_size == 2
     several = BY_HAND | {"MASTER_ADDR": "gpu01", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
     assert current_process(several) == Process(3, 4, 1, 2, 1, 2, "gpu01", 29500, source="environment")
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
@@ -87,6 +89,7 @@ def test_variables_set_by_hand():
 def test_srun():
     process = current_process(SRUN)
     assert process == Process(3, 4, 1, 2, 1, 2, "127.0.0.1", process.master_port, source="srun")
+    assert current_process(SRUN | {"MASTER_ADDR": "", "MASTER_PORT": ""}) == process
     named = SRUN | {"MASTER_ADDR": "login", "MASTER_PORT": "1234"}
     assert current_process(named) == Process(3, 4, 1, 2, 1, 2, "login", 1234, source="srun")
 

@@ -103,6 +103,8 @@ def test_under_a_launcher_nothing_is_started(outcome, overrides):
 def test_rank_0_tells_what_the_launcher_overrules(outcome, caplog):
     outcome({"NUM_GPUS": 8}, TORCHRUN)
     assert not [record for record in caplog.records if "torchrun" in record.message]
+    outcome({"NUM_GPUS": 1}, TORCHRUN | {"RANK": "0", "LOCAL_RANK": "0"})
+    assert not [record for record in caplog.records if "torchrun" in record.message]
     outcome({"NUM_GPUS": 8}, TORCHRUN | {"RANK": "0", "LOCAL_RANK": "0"})
     (warning,) = (record.message for record in caplog.records if "torchrun" in record.message)
     assert "NUM_GPUS is 8, but torchrun has started 2" in warning

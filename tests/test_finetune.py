@@ -12,6 +12,7 @@ from revvideo.config.batch import batch_plan
 from revvideo.config.defaults import KEYS, get_value
 from revvideo.engine.checkpoint import load_checkpoint
 from revvideo.engine.freezing import freeze
+from revvideo.engine.train_step import TrainStep
 
 CONFIGS = {  # -> the config that made the checkpoint
     "finetune/REV_MVIT_B_16x4_FT": "Kinetics/REV_MVIT_B_16x4_CONV",
@@ -138,6 +139,22 @@ def test_a_linear_probe(own_data, pretrained, tmp_path):
     after = load_checkpoint(tmp_path / "checkpoints/checkpoint_epoch_00001.pyth")["model_state"]
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert before.keys() - same == {"head.projection.weight", "head.projection.bias"}
+
+
+def test_frozen_parts_compute_as_in_evaluation_in_every_step(own_data, pretrained, tmp_path, monkeypatch):
+    """After a validation, too."""
+    update, training = TrainStep.update, []
+
+    def noted(step, *args, **kwargs):
+        training.append({name for name, module in step.model.named_modules() if module.training})
+        update(step, *args, **kwargs)
+
+    monkeypatch.setattr(TrainStep, "update", noted)
+    keys = {"FINETUNE.FREEZE": ["backbone"], "SOLVER.LAYER_DECAY": 1.0, "SOLVER.MAX_EPOCH": 2, "TEST.ENABLE": False}
+    tiny.done(fine_tune(own_data, pretrained, tmp_path, **keys))
+    assert len(training) == 4
+    assert all("head.projection" in names for names in training)
+    assert not [name for names in training for name in names if name.startswith(("patch_embed", "rev_backbone"))]
 
 
 def test_a_frozen_part_that_does_not_exist_is_wrong_input(own_data, pretrained, tmp_path):

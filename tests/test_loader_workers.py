@@ -14,6 +14,7 @@ import torch
 from videos import write_video
 
 from revvideo.data import dataset as dataset_module
+from revvideo.data import worker_watch
 from revvideo.data.dataset import ClipSpec, EvalClips, TrainClips
 from revvideo.data.loader import eval_loader, train_loader
 from revvideo.data.manifest import Manifest
@@ -186,11 +187,19 @@ def test_the_origin_of_a_batch_names_its_videos_and_seeds(manifest):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
-def test_workers_survive_a_stop_signal_to_all_processes_and_end_with_their_parent(manifest, wanted, number):
+@pytest.mark.parametrize("start", ["late", "at once"])
+def test_workers_survive_a_stop_signal_to_all_processes_and_end_with_their_parent(
+    manifest, wanted, number, start, monkeypatch
+):
     loader = loader_of(manifest, num_workers=2)
     loader.set_epoch(0)
-    given = iter(loader)
-    found = [copied(next(given))]
+    if start == "late":  # the signal comes before they listen
+        listen = worker_watch.listen_to_parent_only
+        monkeypatch.setattr(worker_watch, "listen_to_parent_only", lambda: (time.sleep(1), listen()))
+        given, found = loader._iterator(), []
+    else:
+        given = iter(loader)
+        found = [copied(next(given))]
     workers = multiprocessing.active_children()
     assert len(workers) == 2
     sender = multiprocessing.get_context("fork").Process(

@@ -9,8 +9,10 @@ import sys
 import pytest
 import tiny
 import torch
+from processes import run_processes, values
 
 import revvideo
+from revvideo import jobs
 from revvideo.config import load_config
 from revvideo.distributed.env import Process
 from revvideo.engine.events import read_events
@@ -148,6 +150,17 @@ def test_the_environment_of_this_process_is_in_the_file(tmp_path, monkeypatch):
     open_run(config(tmp_path), MAIN).close()
     assert environment(tmp_path)["variables"]["GLOO_SOCKET_IFNAME"] == "lo"
     assert "hush-hush" not in (tmp_path / "environment.json").read_text()
+
+
+def deterministic(folder) -> bool:
+    """In a process of its own: it changes torch's."""
+    with jobs.start(config(folder, {"NUM_GPUS": 0, "RUN.DETERMINISTIC": True})):
+        return torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_deterministic_run_may_use_cublas_however_it_is_started(tmp_path):
+    assert values(run_processes(1, deterministic, tmp_path, environ={"CUBLAS_WORKSPACE_CONFIG": None})) == [True]
+    assert environment(tmp_path)["variables"]["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 def test_the_commit_of_a_checkout(tmp_path):

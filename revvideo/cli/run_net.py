@@ -16,9 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     current_process()  # what is wrong with the environment is told before torch is imported
     cfg = config_from_arguments(args)
-    if cfg.RUN.DETERMINISTIC:
-        # Without it torch refuses cuBLAS, whose results vary. Read when cuBLAS is first used, in all processes.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if cfg.RUN.AUTO_BATCH_SIZE:
         # Read when torch is loaded: its profiler, which measures the trial step, announces every start and stop.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")

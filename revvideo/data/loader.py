@@ -17,6 +17,7 @@ from revvideo.data.dataset import EvalClips, TrainClips
 from revvideo.data.epoch_sampler import EpochSampler
 from revvideo.data.image_dataset import EvalImages, TrainImages
 from revvideo.data.video_reader import VideoError
+from revvideo.data.worker_signals import hold_signals
 from revvideo.data.worker_watch import Mark, StartWorker, WorkerBoard, is_timeout
 from revvideo.errors import InputError, WorkerFailed
 
@@ -99,10 +100,11 @@ class ClipLoader:
                 raise RuntimeError("another iteration over this loader has begun; one can go on at a time")
 
     def _iterator(self) -> Iterator:
-        items = self._asked(lambda: iter(self._loader))
-        if items is _WAITED:  # workers are still busy with an iteration that was left in the middle
-            self.close()
-            items = iter(self._loader)
+        with hold_signals():
+            items = self._asked(lambda: iter(self._loader))
+            if items is _WAITED:  # workers are still busy with an iteration that was left in the middle
+                self.close()
+                items = iter(self._loader)
         return items
 
     def _next(self, items: Iterator):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ class Run:
         device: of this process.
         stop: takes the signals to stop; None: they keep their meaning.
         on_stop: called in every process when such a signal ends the run; where it was training, after the checkpoint.
+            It returns: who wants to leave the process catches `Stopped`, when all is closed and the handlers are back.
     """
 
     cfg: CfgNode
@@ -76,6 +78,9 @@ def start(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.use_deterministic_algorithms(cfg.RUN.DETERMINISTIC)
+    if cfg.RUN.DETERMINISTIC:
+        # Without it torch refuses cuBLAS, whose results vary. Read when cuBLAS is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with (
         StopSignals(stop_signals) as stop,
         open_group(process, device, timeout_seconds=cfg.DIST.TIMEOUT_SECONDS) as group,
