@@ -1,4 +1,4 @@
-# make demo | test | test-slow | test-gpu | lint | format | docs | clean
+# make demo | test | test-slow | test-gpu | test-slurm | lint | format | docs | clean
 # The first target that needs it creates .venv and installs revvideo with its dependencies into it.
 
 PYTHON ?= python3
@@ -17,7 +17,7 @@ endif
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=10
 
-.PHONY: demo test test-slow test-gpu lint format docs clean
+.PHONY: demo test test-slow test-gpu test-slurm lint format docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/revvideo demo --seed $(SEED)
@@ -30,6 +30,11 @@ test-slow: $(INSTALLED)
 
 test-gpu: $(INSTALLED)
 	$(PYTEST) -m gpu
+
+# Everything that runs on a local Slurm cluster; without Slurm it is installed where that is allowed, else the tests skip.
+test-slurm: $(INSTALLED)
+	.ci/install-slurm
+	$(PYTEST) -m "(slurm or slurm_short) and not gpu"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

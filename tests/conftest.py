@@ -14,7 +14,11 @@ for variable in list(os.environ):
         del os.environ[variable]
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "slurm" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("slurm"):
+            item.add_marker("slurm_short")
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if gpu_items:
         import torch
@@ -68,3 +72,12 @@ def finished(data, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("finished") / "run"
     return folder, tiny.done(tiny.run_net(data, folder, tiny.RANDOM, {"SOLVER.MAX_EPOCH": 2, "LOG_PERIOD": 1}))
+
+
+@pytest.fixture(scope="session")
+def slurm():
+    """A local Slurm cluster of two nodes and a spare one (tests/slurm_cluster.py), for all tests of the session."""
+    from slurm_cluster import cluster
+
+    with cluster(nodes=2, spare=1) as running:
+        yield running

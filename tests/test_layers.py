@@ -75,7 +75,15 @@ TORCH_FREE = [
     "revvideo.data.manifest",
     "revvideo.engine",
     "revvideo.engine.events",
+    "revvideo.jobs.submitted",
+    "revvideo.launch.cancel",
+    "revvideo.launch.epilogue",
+    "revvideo.launch.logs",
+    "revvideo.launch.preflight",
+    "revvideo.launch.status_text",
+    "revvideo.launch.submit",
     "revvideo.cli.main",
+    "revvideo.cli.submit",
 ]
 
 

@@ -80,6 +80,17 @@ def test_the_events_tell_the_run(finished):
         assert event["bad_videos"] == 0
     assert steps[0]["lr"] == pytest.approx(1e-5)  # SOLVER.WARMUP_START_LR: the rate before the step counts
     assert max(event["lr"] for event in steps) == pytest.approx(1e-3)
+    assert all(event["seconds"] > 0.0 for event in tiny.events(folder, "checkpoint"))
+
+
+def test_status_understands_the_events(finished):
+    folder, _ = finished
+    (member,) = json.loads(tiny.done(tiny.command("status", folder, "--json")).out)["members"]
+    progress = member["progress"]
+    assert (progress["epoch"], progress["max_epoch"], progress["seconds_left"]) == (2, 2, 0)
+    assert progress["step"] == progress["num_steps"] == 2 * tiny.NUM_TRAIN // 4
+    assert progress["validation"]["epoch"] == 2
+    assert progress["test"]["num_videos"] > 0
 
 
 def test_checkpoints_have_the_keys_of_pyslowfast(finished):

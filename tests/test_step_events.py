@@ -18,7 +18,7 @@ KEYS = tiny.RANDOM | tiny.TRAIN_ONLY | {"SOLVER.MAX_EPOCH": 2, "DIST.TIMEOUT_SEC
 BAD_KEYS = {"LOADER.MAX_BAD_FRACTION": 1.0, "AUG.ENABLE": True, "AUG.NUM_SAMPLE": 2, "LOG_PERIOD": 1}
 FIELDS = {
     *("kind", "time", "restart", "step", "epoch", "loss", "lr", "grad_norm", "top1"),
-    *("clips_per_second", "data_wait_share", "peak_memory_mib", "bad_videos"),
+    *("clips_per_second", "data_wait_share", "peak_memory_mib", "bad_videos", "steps_per_epoch"),
 }
 
 
@@ -53,6 +53,7 @@ def test_each_step_has_its_event_with_all_figures(folder):
     assert [event["restart"] for event in steps] == [0] * 3 + [1] * 5
     for event in steps:
         assert event.keys() == FIELDS
+        assert event["steps_per_epoch"] == STEPS_AN_EPOCH
         assert event["loss"] > 0
         assert event["grad_norm"] > 0
         assert event["clips_per_second"] > 0

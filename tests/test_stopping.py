@@ -170,6 +170,30 @@ def test_handlers_and_threads_are_as_before():
         assert signal.set_wakeup_fd(-1) == -1
 
 
+def test_a_signal_that_a_launcher_holds_back_comes_when_somebody_listens():
+    """As `env --block-signal=USR2` does; afterwards it is held back again."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {USR2})
+    try:
+        os.kill(os.getpid(), USR2)
+        with StopSignals((USR2,)) as stop:
+            assert stop.reason == "SIGUSR2"
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before | {USR2}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_a_second_signal_of_a_scheduler_means_nothing():
+    def work():
+        with StopSignals((TERM,), end_at_second=False) as stop:
+            send_later(0.1, 1.2)
+            deadline = time.monotonic() + 2.5
+            while time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert stop.reason == "SIGTERM"
+
+    assert run_forked(work) == 0
+
+
 @pytest.mark.slow
 def test_a_second_signal_ends_a_process_that_waits_for_another_one(data, tmp_path):
     """The other one then sees that it is gone."""

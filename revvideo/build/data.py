@@ -13,6 +13,7 @@ from revvideo.build.augmentation import build_erasing, image_eval_transform, ima
 from revvideo.build.input_spec import input_spec
 from revvideo.config import ConfigError
 from revvideo.config.batch import BatchPlan
+from revvideo.config.datasets import check_list_kind, dataset_kind, list_arguments
 from revvideo.data import sampling
 from revvideo.data.batch import Batch, batch_part
 from revvideo.data.dataset import ClipSpec, EvalClips, TrainClips
@@ -27,29 +28,8 @@ from revvideo.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# TRAIN.DATASET and TEST.DATASET in small letters -> what it is. PySlowFast's ptv... are the same lists, read otherwise.
-DATASETS = {
-    "kinetics": "kinetics",
-    "ptvkinetics": "kinetics",
-    "ssv2": "ssv2",
-    "ptvssv2": "ssv2",
-    "imagenet": "imagenet",
-}
 ALONE = Process()
 _PLURAL = {"video": "videos", "frames": "frame folders", "image": "pictures"}
-
-
-def dataset_kind(cfg: CfgNode, split: str) -> str:
-    """kinetics, ssv2 or imagenet: TEST.DATASET for the split test, else TRAIN.DATASET.
-
-    Raises:
-        ConfigError: another name.
-    """
-    section = "TEST" if split == "test" else "TRAIN"
-    name = cfg[section].DATASET
-    if name.lower() not in DATASETS:
-        raise ConfigError(f"{section}.DATASET is {name!r}; expected kinetics, ssv2 or imagenet")
-    return DATASETS[name.lower()]
 
 
 def build_manifest(cfg: CfgNode, split: str, *, folder: Path | None = None) -> Manifest:
@@ -63,35 +43,8 @@ def build_manifest(cfg: CfgNode, split: str, *, folder: Path | None = None) -> M
     Raises:
         InputError: no such list, a bad line, or not one video of it exists.
     """
-    kind = dataset_kind(cfg, split)
-    if not cfg.DATA.PATH_TO_DATA_DIR:
-        raise ConfigError(
-            f"DATA.PATH_TO_DATA_DIR is empty; set it to the folder that holds {split}.csv, one 'path label' a line, or "
-            "the data set in another of the formats of docs/data.md"
-        )
-    if cfg.DATA.INPUT_CHANNEL_NUM[0] != 3:
-        raise ConfigError(
-            f"DATA.INPUT_CHANNEL_NUM is {cfg.DATA.INPUT_CHANNEL_NUM}; expected [3]: videos and pictures are read as RGB"
-        )
-    format = cfg.LOADER.LIST_FORMAT
-    manifest = read_split(
-        cfg.DATA.PATH_TO_DATA_DIR,
-        split,
-        format="imagenet" if kind == "imagenet" and format == "auto" else format,
-        prefix=cfg.DATA.PATH_PREFIX,
-        separator=cfg.DATA.PATH_LABEL_SEPARATOR,
-        num_classes=cfg.MODEL.NUM_CLASSES,
-        video_folder=cfg.LOADER.VIDEO_FOLDER,
-        class_file=cfg.LOADER.CLASS_FILE,
-        seed=cfg.RNG_SEED,
-    )
-    if (manifest.kind == "image") != (kind == "imagenet"):
-        section = "TEST" if split == "test" else "TRAIN"
-        found = "pictures" if manifest.kind == "image" else "videos"
-        raise ConfigError(
-            f"{section}.DATASET is {cfg[section].DATASET!r}, but {manifest.source} holds {found}; expected "
-            f"{'imagenet' if manifest.kind == 'image' else 'kinetics or ssv2'}, or another LOADER.LIST_FORMAT"
-        )
+    manifest = read_split(**list_arguments(cfg, split))
+    check_list_kind(cfg, split, manifest.kind, manifest.source)
     if not manifest.labelled:
         logger.warning("%s has no labels: every sample counts as class 0", manifest.source)
     _report_missing(manifest, split, folder)

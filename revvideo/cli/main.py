@@ -5,13 +5,13 @@ inside `run` only, so that `--help` of any command answers at once.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
 import revvideo
+from revvideo.distributed.before_torch import prepare_torch
 from revvideo.distributed.env import Process, current_process
 from revvideo.distributed.rank_logging import line_prefix, set_up_logging
 from revvideo.errors import InputError
@@ -19,6 +19,10 @@ from revvideo.exit_codes import EXIT_WRONG_INPUT, fail, run_guarded
 
 COMMANDS = {
     "run_net": "revvideo.cli.run_net",
+    "submit": "revvideo.cli.submit",
+    "status": "revvideo.cli.status",
+    "logs": "revvideo.cli.logs",
+    "cancel": "revvideo.cli.cancel",
     "demo": "revvideo.cli.demo",
     "models": "revvideo.cli.models",
     "convert": "revvideo.cli.convert",
@@ -54,10 +58,7 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
     args = parser.parse_args(argv)
     process = _place()
     set_up_logging(process)
-    # Read when torch is loaded. OpenMP's idle threads spin by default and keep the cores from the loader's workers;
-    # what C++ has to say of a lost connection comes between the lines that tell whose fault it is.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    prepare_torch()
     return run_guarded(lambda: command.run(args), prefix=line_prefix(process))
 
 

@@ -1,9 +1,9 @@
 """`revvideo run_net`: train and evaluate a config."""
 
 import argparse
-import os
 
 from revvideo.config.arguments import add_config_arguments, config_from_arguments
+from revvideo.distributed.before_torch import quieten_profiler
 from revvideo.distributed.env import current_process
 
 DESCRIPTION = "Train (TRAIN.ENABLE) and evaluate (TEST.ENABLE) the model of a YAML config."
@@ -17,8 +17,7 @@ def run(args: argparse.Namespace) -> int:
     current_process()  # what is wrong with the environment is told before torch is imported
     cfg = config_from_arguments(args)
     if cfg.RUN.AUTO_BATCH_SIZE:
-        # Read when torch is loaded: its profiler, which measures the trial step, announces every start and stop.
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+        quieten_profiler()
     from revvideo.jobs.processes import launch
 
     return launch(cfg)

@@ -67,6 +67,7 @@ class Saver:
         Returns:
             The file, in the first process; None where it was not written.
         """
+        began = time.monotonic()
         content = self.state.content(is_best=is_best)
         if content is None:
             return None
@@ -77,7 +78,8 @@ class Saver:
             self._retry_at = now + self.retry_seconds
             return None
         self._saved_at, self._retry_at, self.last = now, None, path
-        self.events.write("checkpoint", epoch=position.epoch - 1, step=position.step, path=str(path))
+        where = {"epoch": position.epoch - 1, "step": position.step, "path": str(path)}
+        self.events.write("checkpoint", **where, seconds=round(now - began, 3))
         logger.info("checkpoint after step %d: %s", position.step, path)
         if is_best:
             self.checkpoints.mark_best(path)

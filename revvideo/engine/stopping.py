@@ -24,32 +24,39 @@ class StopSignals:
 
     Outside of the main thread Python can take no signals: then this does nothing, and `reason` stays None.
 
+    Those that a launcher has blocked, so that none comes before we listen, are unblocked while the context lasts.
+
     Args:
         signals: which; Slurm sends SIGTERM, submitit SIGUSR2, others SIGUSR1, a keyboard SIGINT.
+        end_at_second: whether the second signal ends the process at once. A scheduler may send one for each of its
+            reasons and kills by other means: then the second one means nothing.
 
     Attributes:
         reason: name of the first signal that came, such as "SIGTERM"; None so far.
     """
 
-    def __init__(self, signals: Sequence[signal.Signals] = STOP_SIGNALS):
-        self.signals = tuple(signals)
+    def __init__(self, signals: Sequence[signal.Signals] = STOP_SIGNALS, *, end_at_second: bool = True):
+        self.signals, self.end_at_second = tuple(signals), end_at_second
         self.reason: str | None = None
         self._came = 0.0
         self._before: dict[signal.Signals, object] = {}
+        self._blocked: set[signal.Signals] = set()
         self._close = contextlib.ExitStack()
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._take) for number in self.signals}
             self._start_thread()
+            self._blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, self.signals) & set(self.signals)
         return self
 
     def __exit__(self, *exception) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)
         self._close.close()
         for number, handler in self._before.items():
             # None: the handler was installed by C code, which Python cannot put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._before = {}
+        self._before, self._blocked = {}, set()
 
     def _start_thread(self) -> None:
         """Python writes the number of each signal into a pipe when it comes; a thread reads them there."""
@@ -79,10 +86,9 @@ class StopSignals:
                 now = time.monotonic()
                 if first is None:
                     first = now
-                    logger.info(
-                        "%s: stopping, with a checkpoint where there is training; once more ends at once", _name(number)
-                    )
-                if now - first > SAME_SECONDS:
+                    more = "; once more ends at once" if self.end_at_second else ""
+                    logger.info("%s: stopping, with a checkpoint where there is training%s", _name(number), more)
+                if self.end_at_second and now - first > SAME_SECONDS:
                     time.sleep(HANDLER_SECONDS)
                     os._exit(128 + number)  # as shells report the end by a signal
 
@@ -91,7 +97,7 @@ class StopSignals:
         now = time.monotonic()
         if self.reason is None:
             self.reason, self._came = _name(number), now
-        elif now - self._came > SAME_SECONDS:
+        elif self.end_at_second and now - self._came > SAME_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 

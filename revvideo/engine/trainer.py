@@ -177,7 +177,12 @@ class Trainer:
             "peak_memory_mib": peak_memory_mib(self.step.device),
         }
         self.events.write(
-            "train_step", step=position.step, epoch=position.epoch, **fields, bad_videos=self.state.bad_videos.bad
+            "train_step",
+            step=position.step,
+            epoch=position.epoch,
+            steps_per_epoch=loader.batches_per_epoch,
+            **fields,
+            bad_videos=self.state.bad_videos.bad,
         )
         finite = math.isfinite(totals.loss) and math.isfinite(norm)
         if not finite:

@@ -12,13 +12,17 @@ from revvideo.jobs.training import train
 
 
 def run(
-    cfg: CfgNode, *, stop_signals: Sequence[Signals] = STOP_SIGNALS, on_stop: Callable[[], None] | None = None
+    cfg: CfgNode,
+    *,
+    stop_signals: Sequence[Signals] = STOP_SIGNALS,
+    end_at_second: bool = True,
+    on_stop: Callable[[], None] | None = None,
 ) -> None:
     """Train (TRAIN.ENABLE), then evaluate (TEST.ENABLE), as one process of those that the environment tells of.
 
     Args:
         cfg: the loaded config.
-        stop_signals, on_stop: see `start`.
+        stop_signals, end_at_second, on_stop: see `start`.
 
     Raises:
         InputError: something that the user can mend, before anything is computed where that is possible.
@@ -26,7 +30,7 @@ def run(
         Stopped: a signal asked for it, and a checkpoint is written.
         RankFailed: another process of the run has failed.
     """
-    with start(cfg, stop_signals=stop_signals, on_stop=on_stop) as this:
+    with start(cfg, stop_signals=stop_signals, end_at_second=end_at_second, on_stop=on_stop) as this:
         if cfg.TRAIN.ENABLE:
             train(this)
         if cfg.TEST.ENABLE:

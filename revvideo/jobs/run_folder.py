@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +18,11 @@ from revvideo.distributed.env import Process
 from revvideo.engine.events import EventLog
 from revvideo.engine.tensorboard import TensorBoardLog
 from revvideo.errors import InputError
+from revvideo.launch.snapshot import git_commit
 from revvideo.paths import replace_file
 
 logger = logging.getLogger(__name__)
 
-GIT_SECONDS = 10
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 # What decides how a run computes and talks. Not all of SLURM_: SLURM_JWT is a key.
@@ -138,22 +137,9 @@ def relevant_variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def code_version() -> str:
-    """revvideo's version and, in a checkout, its commit: "0.1.0+04e6ff0-dirty"."""
+    """revvideo's version and, in a checkout or a job's copy of one, its commit: "0.1.0+04e6ff0-dirty"."""
     commit = git_commit()
     return revvideo.__version__ + (f"+{commit}" if commit else "")
-
-
-def git_commit(root: Path | None = None) -> str | None:
-    """The commit of the checkout at `root` (revvideo's own), with -dirty if files differ; None outside of one."""
-    root = Path(revvideo.__file__).parents[1] if root is None else root
-    if not (root / ".git").exists():
-        return None
-    words = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=GIT_SECONDS)
-    except (OSError, subprocess.TimeoutExpired):  # no git, or a slow file system
-        return None
-    return done.stdout.strip() or None
 
 
 def _driver() -> str | None:

@@ -61,13 +61,18 @@ class Run:
 
 @contextlib.contextmanager
 def start(
-    cfg: CfgNode, *, stop_signals: Sequence[Signals] = STOP_SIGNALS, on_stop: Callable[[], None] | None = None
+    cfg: CfgNode,
+    *,
+    stop_signals: Sequence[Signals] = STOP_SIGNALS,
+    end_at_second: bool = True,
+    on_stop: Callable[[], None] | None = None,
 ) -> Iterator[Run]:
     """Join the other processes, take the signals, open the run folder; afterwards all of it is closed.
 
     Args:
         cfg: the loaded config.
         stop_signals: the signals that ask for a checkpoint and the end.
+        end_at_second: see `StopSignals`.
         on_stop: see `Run`; how a launcher learns that the job wants to come back.
 
     Raises:
@@ -82,7 +87,7 @@ def start(
         # Without it torch refuses cuBLAS, whose results vary. Read when cuBLAS is first used.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with (
-        StopSignals(stop_signals) as stop,
+        StopSignals(stop_signals, end_at_second=end_at_second) as stop,
         open_group(process, device, timeout_seconds=cfg.DIST.TIMEOUT_SECONDS) as group,
     ):
         here = {"host": socket.gethostname(), "first_rank": process.rank, "processes": process.local_world_size}
