@@ -85,6 +85,7 @@ class SubmittedJob:
             if not process.is_main:
                 leave(EXIT_DONE)
             # Slurm ends the job at once, also `scontrol requeue` itself, which inherits that it does not listen.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
             ending = run_to_end(lambda: requeue(SIGNAL, None))  # it exits, unless it fails
             write_end(folder, record, ending.code, ending.error)
         retried = submission.cluster == "slurm" and ending.code not in FINAL_CODES
