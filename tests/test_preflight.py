@@ -135,12 +135,17 @@ def test_a_file_or_a_broken_link_in_the_path_of_the_run_folder(tmp_path):
 
 
 def test_a_hang_must_be_noticed_before_the_time_limit(tmp_path):
-    cfg = config(tmp_path, {"DIST.TIMEOUT_SECONDS": 100})
-    assert list(time_lines([cfg], Resources(tasks_per_node=2, signal_seconds=101))) == []
-    (line,) = time_lines([cfg], Resources(tasks_per_node=2, signal_seconds=100))
-    assert "WARNING: a process that hangs is noticed after 100 s" in line
-    assert "DIST.TIMEOUT_SECONDS 50" in line
-    assert list(time_lines([cfg], Resources(signal_seconds=100))) == []  # alone, nobody waits
+    cfg = config(tmp_path, {"DIST.TIMEOUT_SECONDS": 119})
+    assert list(time_lines([cfg], Resources(tasks_per_node=2, minutes=2))) == []
+    cfg = config(tmp_path, {"DIST.TIMEOUT_SECONDS": 120})
+    (line,) = time_lines([cfg], Resources(tasks_per_node=2, minutes=2))
+    assert "WARNING: a process that hangs is noticed after 120 s" in line
+    assert "DIST.TIMEOUT_SECONDS 30" in line
+    assert list(time_lines([cfg], Resources(minutes=2))) == []  # alone, nobody waits
+
+
+def test_no_warning_about_times_by_default(tmp_path):
+    assert list(time_lines([config(tmp_path)], Resources(tasks_per_node=2))) == []
 
 
 def test_checkpoints_that_were_slow_ask_for_an_earlier_signal(tmp_path):

@@ -51,7 +51,7 @@ OPTIONS = (
     Option("nodes", "--nodes", _positive, "N", "machines (NUM_SHARDS of the config)"),
     Option("gpus_per_node", "--gpus-per-node", _natural, "N", "GPUs of each, a task a GPU; 0: CPU (NUM_GPUS)"),
     Option("tasks_per_node", "--tasks-per-node", _positive, "N", "processes of each, on the CPU (DIST.NUM_PROCESSES)"),
-    Option("cpus_per_task", "--cpus-per-task", _positive, "N", "cores of each process, loader workers included (1)"),
+    Option("cpus_per_task", "--cpus-per-task", _positive, "N", "cores of each process (1 + DATA_LOADER.NUM_WORKERS)"),
     Option(
         "mem_gib",
         "--mem",
@@ -148,8 +148,9 @@ def _setup_lines(value: Any, name: str) -> tuple[str, ...]:
 def resources_of(given: Mapping[str, Any], profile: Mapping[str, Any], cfg: CfgNode, cluster: str) -> Resources:
     """What a job asks for: what is given, over the profile, over what follows from the config.
 
-    The config says how many machines (NUM_SHARDS), GPUs (NUM_GPUS) or processes on the CPU (DIST.NUM_PROCESSES) where
-    nothing else does. `setup` lines are added to the profile's, variables of `env` replace them one by one.
+    The config says how many machines (NUM_SHARDS), GPUs (NUM_GPUS) or processes on the CPU (DIST.NUM_PROCESSES), and
+    how many cores each process needs (DATA_LOADER.NUM_WORKERS and one for itself), where nothing else does. `setup`
+    lines are added to the profile's, variables of `env` replace them one by one.
 
     Args:
         given: from `given_on_command_line`.
@@ -170,10 +171,11 @@ def resources_of(given: Mapping[str, Any], profile: Mapping[str, Any], cfg: CfgN
         found.pop("tasks_per_node", None)  # the profile's belongs to the profile's number of GPUs
     on_cpu = max(1, cfg.DIST.NUM_PROCESSES) if cluster != "debug" else 1
     found.setdefault("tasks_per_node", gpus or on_cpu)
+    workers = cfg.DATA_LOADER.NUM_WORKERS
+    found.setdefault("cpus_per_task", workers + 1)
     found.setdefault("minutes", _DEFAULTS.minutes)
     found.setdefault("signal_seconds", min(_DEFAULTS.signal_seconds, found["minutes"] * 30))
-    threads = max(1, found.get("cpus_per_task", _DEFAULTS.cpus_per_task) - cfg.DATA_LOADER.NUM_WORKERS)
-    found["env"].setdefault("OMP_NUM_THREADS", str(threads))
+    found["env"].setdefault("OMP_NUM_THREADS", str(max(1, found["cpus_per_task"] - workers)))
     resources = Resources(**found)
     _check(resources, cluster)
     return resources

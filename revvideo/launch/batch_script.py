@@ -104,7 +104,8 @@ def _meeting_lines(submission: Submission) -> list[str]:
 
 def _teardown_lines(submission: Submission) -> list[str]:
     epilogue = _module(submission, "revvideo.launch.epilogue")
-    return ["rc=$?", f"{epilogue} {shlex.quote(str(submission.folder))} $rc", "exit $?"]
+    # Instead of the shell, which the SIGTERM of a requeue would end before the wait is set.
+    return [f"exec {epilogue} {shlex.quote(str(submission.folder))} $?"]
 
 
 def _module(submission: Submission, module: str) -> str:

@@ -95,15 +95,15 @@ def batch_line(cfg: CfgNode, resources: Resources) -> str:
 
 
 def time_lines(cfgs: list[CfgNode], resources: Resources) -> Iterator[str]:
-    """Warnings where the time between the signal and the end is too short."""
-    wait = max(cfg.DIST.TIMEOUT_SECONDS for cfg in cfgs)
-    signal = resources.signal_seconds
-    if resources.num_tasks > 1 and wait >= signal:
+    """Warnings where a hang is noticed too late, or the time between the signal and the end is too short."""
+    wait, limit = max(cfg.DIST.TIMEOUT_SECONDS for cfg in cfgs), resources.minutes * 60
+    if resources.num_tasks > 1 and wait >= limit:
         yield (
-            f"WARNING: a process that hangs is noticed after {wait:g} s (DIST.TIMEOUT_SECONDS), but the job is told "
-            f"only {signal} s before its time limit to save (--signal-seconds): if one hangs then, the job ends "
-            f"without coming back. To be safe: DIST.TIMEOUT_SECONDS {max(1, signal // 2)}, or more --signal-seconds"
+            f"WARNING: a process that hangs is noticed after {wait:g} s (DIST.TIMEOUT_SECONDS), but the time limit of "
+            f"the job is {limit} s (--time), and a job that hangs then does not come back; set DIST.TIMEOUT_SECONDS "
+            f"{max(1, limit // 4)} or less"
         )
+    signal = resources.signal_seconds
     warnings = (signal_delay_warning(Path(cfg.OUTPUT_DIR) / "events.jsonl", signal) for cfg in cfgs)
     yield from _once(f"WARNING: {warning}" for warning in warnings if warning)
 
