@@ -59,6 +59,15 @@ def wait_until(true: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+def path_without_slurm(folder: Path) -> str:
+    """A PATH of what a job on this machine needs, made in `folder`: no Slurm, also where it is installed."""
+    folder.mkdir()
+    for name in ("bash", "env", "git", "true"):
+        found = next(Path(each) / name for each in os.environ["PATH"].split(":") if (Path(each) / name).exists())
+        (folder / name).symlink_to(found)
+    return str(folder)
+
+
 def run_config(folder: Path):
     """A config whose run folder is `folder`."""
     return load_config("demo/REV_MVIT_DEMO", {"OUTPUT_DIR": str(folder)})

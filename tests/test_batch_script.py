@@ -125,7 +125,8 @@ def test_what_srun_starts(tmp_path, commands):
     start = tmp_path / "launch/001/code/revvideo/launch/start.py"
     jobs = str(tmp_path / "launch/001/jobs")
     assert words[-7:] == [sys.executable, "-u", str(start), "-u", "-m", "submitit.core._submit", jobs]
-    assert "--block-signal=USR2" in words
+    assert words[words.index(sys.executable) - 1] == "$block"
+    assert "block=$(env --block-signal=USR2 true 2>/dev/null && echo env --block-signal=USR2)" in text.splitlines()
 
 
 def test_the_starter_is_where_the_script_looks_for_it(tmp_path):
@@ -221,6 +222,16 @@ def test_sbatch_sees_nothing_of_an_outer_job(tmp_path, commands, monkeypatch):
     assert {name: os.environ[name] for name in outer} == outer
 
 
+def test_what_is_asked_for_wins_over_the_variables_of_sbatch(tmp_path, commands, monkeypatch):
+    """sbatch itself would put them above the lines of the script."""
+    for name in ("PARTITION", "ACCOUNT", "TIMELIMIT", "NO_REQUEUE", "SIGNAL", "MEM_PER_CPU", "RESERVATION"):
+        monkeypatch.setenv(f"SBATCH_{name}", "x")
+    check_script(script_text(make_executor(submission(tmp_path, Resources(partition="gpu", mem_gib=1))), 1))
+    seen = environ_of(commands / "sbatch.env")
+    assert {name for name in seen if name.startswith("SBATCH_")} == {"SBATCH_ACCOUNT", "SBATCH_RESERVATION"}
+    assert os.environ["SBATCH_PARTITION"] == "x"
+
+
 def test_a_refusal_is_slurms_reason_in_one_line(tmp_path, commands):
     (commands / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: No such thing' >&2\necho >&2\nexit 1\n")
     text = script_text(make_executor(submission(tmp_path, ALL)), 1)
@@ -231,6 +242,7 @@ def test_a_refusal_is_slurms_reason_in_one_line(tmp_path, commands):
     assert "nothing was submitted" in str(error.value)
     assert "\n" not in str(error.value)
     assert "--gpus-per-node=8" in str(error.value)
+    assert "which is 96 cores a node)" in str(error.value)
     assert "were cancelled: 17, 18" in str(refusal("no", text, cancelled=["17", "18"]))
 
 

@@ -1,12 +1,16 @@
 """The end of a batch script: what is put back into the queue, after which wait, and what stands in the log."""
 
 import signal
+import time
+from types import SimpleNamespace
 
 import pytest
 
 from revvideo.errors import InputError
-from revvideo.launch import epilogue
+from revvideo.launch import epilogue, slurm_queue
 from revvideo.launch.attempts import (
+    Attempt,
+    RankRecord,
     attempt_folder,
     is_crash,
     read_attempt,
@@ -50,7 +54,7 @@ class Job:
         (tmp_path / "bin").mkdir()
         self._scontrol = tmp_path / "bin/scontrol"
         self.answer(0)
-        monkeypatch.setattr(epilogue, "job_states", lambda jobs: {jobs[0]: JobState(jobs[0], self.state)})
+        monkeypatch.setattr(slurm_queue, "job_states", lambda jobs: {jobs[0]: JobState(jobs[0], self.state)})
         monkeypatch.setenv("SLURM_JOB_ID", "17")
 
     def answer(self, code: int) -> None:
@@ -117,6 +121,22 @@ def test_the_rank_to_blame_is_the_first_that_failed_by_itself(job):
     assert LOST in job.end(1, KILLED)[1]
 
 
+def test_of_several_the_one_that_failed_first_is_to_blame():
+    ended = {0: 30.0, 1: 20.0, 2: 10.0}
+    ranks = [RankRecord(rank, "h", "", 1, 1.0, end, 1, follows=rank == 2) for rank, end in ended.items()]
+    assert Attempt("17", 0, tuple(ranks)).first_error.rank == 1
+
+
+@pytest.mark.parametrize(
+    ("codes", "srun_code", "code"), [((0, 75), 1, 75), ((75, None), 137, 75), ((0, 0), 0, 0), ((None, 75), None, 75)]
+)
+def test_a_start_in_which_a_rank_was_stopped_is_stopped_and_a_good_one_no_crash(codes, srun_code, code):
+    ranks = tuple(RankRecord(rank, "h", "", 1, 1.0, 2.0, each) for rank, each in enumerate(codes))
+    attempt = Attempt("17", 0, ranks, srun_code)
+    assert attempt.code == code
+    assert not is_crash(attempt)
+
+
 @pytest.mark.parametrize("ranks", [WRONG, MIXED])
 def test_what_would_come_again_is_not_retried(job, ranks):
     code, text, calls = job.end(0, ranks)
@@ -131,11 +151,17 @@ def test_a_stop_is_requeued_by_rank_0_unless_it_could_not(job):
     assert job.end(1, [*STOPPED[1:], (0, None, "", False)], srun_code=137) == (75, "", ["requeue 17"])
 
 
+def test_a_job_that_is_cancelled_after_a_crash_is_left_so(job):
+    job.state = "COMPLETING"
+    assert job.end(0, CRASH)[2] == []
+
+
 def test_stops_requeues_and_lost_nodes_are_no_crashes(job):
     job.state = "COMPLETING"
     job.end(0, STOPPED, srun_code=255)
     job.start(1, ALL_KILLED)  # scontrol requeue: nothing of the job is left
     job.start(2, KILLED)  # with the batch script: its node is lost
+    job.state = "RUNNING"
     assert "crashed, 1 of 3" in job.end(3, CRASH)[1]
     assert "crashed, 2 of 3" in job.end(4, CRASH)[1]
 
@@ -158,7 +184,32 @@ def test_the_sigterm_of_a_requeue_does_not_end_it(job):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
 
 
-def test_what_slurm_refuses_is_told(job):
+def test_ranks_that_are_killed_without_a_word_are_told_with_the_signal(job):
+    text = job.end(0, ALL_KILLED, srun_code=137)[1]
+    assert "killed: rank 0, 1; srun ended with 137 (SIGKILL: out of memory?)" in text
+    assert str(job.submission.log_file("17", 0)) in text
+    assert "srun ended with 138 (SIGUSR1)" in job.end(1, ALL_KILLED, srun_code=138)[1]
+    assert "srun ended with 1\n" in job.end(2, ALL_KILLED)[1]
+
+
+def test_slurm_is_asked_again_until_it_can_be_reached(job, monkeypatch):
+    job.answer(1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    pauses = []
+
+    def pause(seconds):
+        pauses.append(seconds)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # a cancel in between ends it
+        job.answer(int(len(pauses) < 3))
+
+    # Not in `time` itself: subprocess sleeps, too.
+    monkeypatch.setattr(epilogue, "time", SimpleNamespace(**vars(time) | {"sleep": pause}))
+    assert job.end(0, CRASH)[2] == ["requeue 17"] * 4 + ["update JobId=17 StartTime=now+10"]
+    assert pauses == list(epilogue.PAUSES_SECONDS[:3])
+
+
+def test_what_slurm_refuses_is_told(job, monkeypatch):
+    monkeypatch.setattr(epilogue, "PAUSES_SECONDS", ())
     job.answer(1)
     with pytest.raises(InputError, match="requeue"):
         job.end(0, CRASH)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cluster_processes
 import pytest
 from local_slurm import ClusterError, Layout, LocalCluster, configuration_text, fake_gpus
 from slurm_cluster import COMMAND, LOCAL_CLUSTER, cluster, free_ports, missing_programs
@@ -153,6 +154,16 @@ def test_start_use_and_stop_by_the_command(slurm, tmp_path_factory):
     assert cluster_command("status", "--root", root).returncode == 1
     assert slurm.has_idle_nodes()
     shutil.rmtree(root)
+
+
+@pytest.mark.parametrize(("node", "is_ours"), [("127.0.0.2", True), ("gpu01", False)])
+def test_in_a_job_of_a_real_cluster_it_takes_nothing_of_the_users_for_its_own(tmp_path, node, is_ours):
+    """There every process has a SLURMD_NODENAME, and after `cluster.py env` also the SLURM_CONF."""
+    conf = tmp_path / "slurm.conf"
+    with subprocess.Popen(["sleep", "30"], env={"SLURM_CONF": str(conf), "SLURMD_NODENAME": node}) as process:
+        found = {each.pid for each in cluster_processes.find(conf)}
+        process.kill()
+    assert found == ({process.pid} if is_ours else set())
 
 
 def test_gpus_are_given_out_and_no_more_than_there_are(slurm, tmp_path):

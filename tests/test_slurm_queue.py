@@ -64,6 +64,37 @@ def test_a_forgotten_job_is_asked_of_accounting(fake):
     assert fake.calls == ["sacct -X -P -j 17,18,19 -o JobID,State,ExitCode,NodeList,Start"]
 
 
+def test_what_the_controller_knows_of_an_array_wins_over_accounting(fake):
+    """Accounting is asked for the whole array, and lags behind."""
+    rows = "3_1|COMPLETED|0:0|gpu1|1795279870\n3_[7-11:2]|FAILED|1:0|gpu1|1795279870\n"
+    fake.answer(sacct=("JobID|State|ExitCode|NodeList|Start\n" + rows, "", 0))
+    states = job_states(["3_1", "3_7", "3_8", "3_11"])
+    assert [state.state for state in states.values()] == ["RUNNING", "FAILED", "UNKNOWN", "FAILED"]
+
+
+def test_the_wait_of_a_requeued_job_is_that_of_the_cluster_or_slurms_own(fake):
+    for line, seconds in (("AuthInfo = socket=/s,cred_expire=5", 6), ("AuthInfo = (null)", 121)):
+        fake.answer(scontrol=(f"AuthAltTypes = (null)\n{line}\nAuthType = auth/munge\n", "", 0))
+        assert slurm_queue.shortest_wait() == seconds
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "leaves"),
+    [
+        ("RUNNING", "None", False),
+        ("COMPLETING", "None", True),  # cancelled
+        ("PENDING", "BeginTime", True),
+        ("COMPLETING", "TimeLimit", False),  # a slow checkpoint: it may still come back
+    ],
+)
+def test_who_must_not_requeue_a_job(fake, state, reason, leaves):
+    fake.know(("4", state, "0", "0", "1795279872", reason, "127.0.0.1"))
+    assert slurm_queue.is_leaving("4") is leaves
+    assert not slurm_queue.is_leaving("99")
+    (fake.folder / "squeue").write_text("#!/bin/sh\nexit 1\n")
+    assert not slurm_queue.is_leaving("4")
+
+
 def test_nothing_asked_is_nothing_answered(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert job_states([]) == {}

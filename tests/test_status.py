@@ -69,14 +69,16 @@ def test_reasons_of_restarts(fake, run):
     write_attempt(submission, "4", 2, None, None, None, None)
     write_attempt(submission, "4", 3, (75,), (75,), (75,), (75,))
     write_attempt(submission, "4", 4, FOLLOWS, FOLLOWS, None, None)
-    write_attempt(submission, "4", 5, srun_code=1)
+    write_attempt(submission, "4", 5, FOLLOWS, FOLLOWS, FOLLOWS, FOLLOWS, srun_code=1)
+    write_attempt(submission, "4", 6, srun_code=1)
     (member,) = as_json(run)["members"]
     assert [start["reason"] for start in member["starts"]] == [
         "rank 2 on node1 failed, exit code 1: RuntimeError: out of luck",
-        "rank 2 on node1 killed, srun ended with exit code 137",
+        "rank 2 on node1 killed, srun ended with exit code 137; rank 2 failed",
         "killed from outside: requeue, preemption without a signal, lost node, or cancelled",
         "stopped by a signal, after a checkpoint",
         "rank 2 on node1, rank 3 on node1 killed from outside, or lost with the node; the others followed",
+        "exit code 1: rank 2 failed",
         "no rank has begun, srun ended with exit code 1",
     ]
     assert (member["restarts"], member["state"]["state"], member["failure"]) == (6, "PENDING", "")
@@ -103,6 +105,12 @@ def test_a_failed_job_shows_the_rank_to_blame(fake, run):
     found = rows(run)
     assert found["state"] == "FAILED (NonZeroExitCode), job 2, on 127.0.0.1, exit code 3"
     assert found["failure"] == "rank 1 on node0 failed, exit code 1: RuntimeError: out of luck"
+    assert "starts" not in found  # the same, once more
+
+
+def test_a_job_that_ends_before_any_rank_begins(fake, run):
+    make_submission(run, "2")
+    assert rows(run)["failure"] == "no rank has begun (NonZeroExitCode); the log may tell why"
 
 
 def test_a_sweep_is_a_table_with_a_failed_member(fake, run):

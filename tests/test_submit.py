@@ -9,7 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from launched import HERE, Reporting, everything, reports, run_config, submit_run, sweep, wait_until
+from launched import (
+    HERE,
+    Reporting,
+    everything,
+    path_without_slurm,
+    reports,
+    run_config,
+    submit_run,
+    sweep,
+    wait_until,
+)
 
 from revvideo.config import load_config
 from revvideo.errors import InputError
@@ -32,12 +42,7 @@ def _importable(monkeypatch):
 @pytest.fixture
 def no_slurm(tmp_path, monkeypatch):
     """This process finds no Slurm, also where it is installed."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name in ("bash", "env", "git", "true"):
-        found = next(Path(each) / name for each in os.environ["PATH"].split(":") if (Path(each) / name).exists())
-        (folder / name).symlink_to(found)
-    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setenv("PATH", path_without_slurm(tmp_path / "bin"))
 
 
 # In this process: what every cluster has in common
@@ -97,6 +102,22 @@ def test_what_cannot_be_submitted_leaves_nothing(tmp_path, no_slurm, resources, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ("UNKNOWN", "does not know this job"),
+        ("FAILED", "is FAILED and will not succeed"),
+        ("CANCELLED", "is CANCELLED"),
+    ],
+)
+def test_nothing_waits_for_a_job_that_will_not_succeed(tmp_path, monkeypatch, state, message):
+    monkeypatch.setattr(submit_module, "check_slurm", lambda: None)
+    monkeypatch.setattr(slurm_queue, "job_states", lambda jobs: {job: JobState(job, state) for job in jobs})
+    with pytest.raises(InputError, match=f"--after 3: .*{message}"):
+        submit_run(tmp_path / "run", cluster="slurm", after="3")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_sweep_does_not_run_all_at_once_on_this_machine(tmp_path):
     with pytest.raises(InputError, match="3 points would run all at once"):
         submit(sweep(tmp_path), Resources(), run_folder=tmp_path, cluster="local", make_job=Reporting)
@@ -151,6 +172,23 @@ def test_the_lock_of_a_dead_process_is_nobodys(tmp_path):
     assert {path.name for path in (tmp_path / "launch").iterdir()} == {"001"}
 
 
+def test_of_two_that_find_a_dead_lock_one_gets_it(tmp_path, monkeypatch):
+    """The other has taken it between our look and our rename: it keeps it."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    path, faster = lock(tmp_path, socket.gethostname(), dead.pid), json.dumps({"host": "other", "pid": 1})
+
+    def may_live(owner: str) -> bool:
+        path.write_text(faster)
+        return False
+
+    monkeypatch.setattr("revvideo.launch.lock._may_live", may_live)
+    with pytest.raises(InputError, match="another submission"):
+        submit_run(tmp_path)
+    assert path.read_text() == faster
+    assert everything(tmp_path) == ["launch", "launch/lock"]
+
+
 def test_a_run_that_lives_is_not_submitted_again(tmp_path, monkeypatch):
     """Neither by the folder of its sweep nor by its own."""
     made = submit(sweep(tmp_path), Resources(), run_folder=tmp_path, cluster="debug", make_job=Reporting)
@@ -166,6 +204,10 @@ def test_a_run_that_lives_is_not_submitted_again(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=rf"its job lives: 17_1 \(PENDING\).*revvideo cancel {tmp_path}"):
         submit_run(tmp_path)
     assert set(asked) == {"17_0", "17_1", "17_2"}
+    with pytest.raises(InputError, match=rf"lives: 17_1 \(PENDING\).*revvideo cancel {tmp_path}/0.2"):
+        submit_run(tmp_path / "0.2")
+    assert submit_run(tmp_path / "0.1").jobs  # its point has ended
+    assert submit_run(tmp_path / "other").jobs
     assert {path.name for path in (tmp_path / "launch").iterdir()} == {"001"}
 
 

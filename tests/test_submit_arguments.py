@@ -143,7 +143,7 @@ def test_threads_of_a_process_are_the_cores_that_the_workers_leave(caught, tmp_p
 def test_cores_are_for_the_process_and_its_workers(caught, tmp_path):
     tiny.done(submit_words(tmp_path / "run", "DATA_LOADER.NUM_WORKERS", 3))
     assert (caught.resources.cpus_per_task, caught.resources.env["OMP_NUM_THREADS"]) == (4, "1")
-    tiny.done(submit_words(tmp_path / "run", "DATA_LOADER.NUM_WORKERS", 3, "--profile", "cpu"))
+    tiny.done(submit_words(tmp_path / "run", "DATA_LOADER.NUM_WORKERS", 1, "--profile", "cpu"))
     assert caught.resources.cpus_per_task == 4  # the profile's
     tiny.done(submit_words(tmp_path / "run", "--cpus-per-task", 6, "DATA_LOADER.NUM_WORKERS", 3, "--profile", "cpu"))
     assert (caught.resources.cpus_per_task, caught.resources.env["OMP_NUM_THREADS"]) == (6, "3")

@@ -16,10 +16,12 @@ from submitit.core.utils import DelayedSubmission
 from revvideo import jobs
 from revvideo.config import dump_config
 from revvideo.errors import CheckFailed, InputError, NotSaved, RankFailed, Stopped
+from revvideo.jobs import submitted
 from revvideo.jobs.submitted import SubmittedJob, describe, identify
 from revvideo.launch.attempts import RankRecord, attempt_folder, read_attempt, write_srun_end
 from revvideo.launch.resources import Resources
 from revvideo.launch.signal_delay import signal_delay_warning
+from revvideo.launch.slurm_queue import COLUMNS
 from revvideo.launch.submission import Member, Submission
 
 # Slurm ends all processes of a job that is requeued, scontrol among them.
@@ -42,6 +44,7 @@ def submit(run_folder: Path, *layers: dict, cluster: str = "slurm") -> Submissio
     delayed.set_timeout(60, 1000)
     delayed.dump(submission.jobs_folder / "17_submitted.pkl")
     answer(submission, 0)
+    know(submission, "RUNNING")
     return submission
 
 
@@ -50,6 +53,15 @@ def answer(submission: Submission, code: int) -> None:
     file = submission.folder / "bin/scontrol"
     file.parent.mkdir(exist_ok=True)
     file.write_text(SCONTROL.format(calls=submission.folder / "calls", code=code))
+    file.chmod(0o755)
+
+
+def know(submission: Submission, state: str) -> None:
+    """squeue shows the job in this state from now on."""
+    values = {"JobArrayID": "17", "State": state}
+    row = "".join(f"{values.get(name, ''):<{width}}" for name, width in COLUMNS.items())
+    file = submission.folder / "bin/squeue"
+    file.write_text(f"#!/bin/sh\necho '{row}'\n")
     file.chmod(0o755)
 
 
@@ -100,6 +112,9 @@ def outcomes(submission: Submission) -> dict[int, tuple[str, object]]:
     """Rank -> the result that it leaves for submitit's client."""
     files = submission.jobs_folder.glob("17_*_result.pkl")
     return {int(file.name.split("_")[1]): pickle.loads(file.read_bytes()) for file in files}
+
+
+STOP = {rank: Stopped("stopped by SIGUSR2 after step 3; the same command goes on", reason="SIGUSR2") for rank in (0, 1)}
 
 
 @pytest.fixture
@@ -187,6 +202,31 @@ def test_a_requeue_that_fails_is_a_crash(submission):
     assert outcomes(submission) == {}
 
 
+@pytest.mark.parametrize("state", ["COMPLETING", "PENDING"])
+def test_a_job_that_is_cancelled_or_queued_again_while_it_saves_is_left_so(submission, state):
+    """Slurm would requeue also what was cancelled."""
+    know(submission, state)
+    assert codes(start(submission, ends={0: Stopped("stopped"), 1: Stopped("stopped")})) == [75, 0]
+    assert [record.code for record in records(submission)] == [75, 75]
+    assert calls(submission) == []
+    assert outcomes(submission) == {}
+
+
+def test_a_job_that_is_stopped_again_and_again_at_the_same_place_has_ended(submission, monkeypatch):
+    monkeypatch.setattr(submitted, "STOPS_IN_PLACE", 3)
+    further = {rank: Stopped("stopped by SIGUSR2 after step 2", reason="SIGUSR2") for rank in (0, 1)}
+    for restart, ends in enumerate([STOP, further, STOP, STOP]):
+        start(submission, restart, ends)
+        write_srun_end(attempt_folder(submission.folder, "17", restart), 255)
+        assert len(calls(submission)) == restart + 1
+        assert outcomes(submission) == {}
+    start(submission, 4, STOP)
+    assert len(calls(submission)) == 4
+    assert [record.code for record in records(submission, 4)] == [3, 75]
+    assert "stopped 3 times in a row without getting further" in records(submission, 4)[0].error
+    assert "raise --time" in outcomes(submission)[0][1]
+
+
 def test_a_done_file_that_cannot_be_written_is_a_crash(submission):
     (submission.folder / "done").write_text("a file stands in its path")
     assert codes(start(submission, ends={}, count=1)) == [1]
@@ -224,6 +264,7 @@ def test_who_it_is(tmp_path):
 
 def test_errors_are_told_in_one_line():
     assert describe(KeyError("x")) == "KeyError: 'x'"
+    assert describe(KeyboardInterrupt()) == "KeyboardInterrupt"
     assert describe(NotSaved("the disk\nis full")) == "the disk is full"
 
 

@@ -54,6 +54,11 @@ def test_folders_differ_and_need_no_quotes(options):
         assert re.fullmatch(r"[A-Za-z][A-Za-z0-9_.+=-]{0,199}", point.folder)
 
 
+def test_values_that_are_written_alike_have_folders_of_their_own():
+    points = sweep_points(["DATA.DECODING_BACKEND=pyav,'pyav'"])
+    assert len({point.folder for point in points}) == 2
+
+
 def test_more_values_keep_the_folders_of_those_before():
     few, more = sweep_points(["RNG_SEED=1,2"]), sweep_points(["RNG_SEED=0,1,2,3"])
     assert {point.folder for point in few} < {point.folder for point in more}

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 from revvideo.config.arguments import add_config_arguments
-from revvideo.launch.arguments import CLUSTERS, add_resource_arguments, given_on_command_line, resources_of
+from revvideo.launch.arguments import add_resource_arguments, given_on_command_line, resources_of
 from revvideo.launch.job_config import base_config, job_config, run_folder_of
 from revvideo.launch.parse import parse_choice, parse_job_id, parse_whole
 from revvideo.launch.preflight import preflight
 from revvideo.launch.profiles import list_profiles, load_profile
 from revvideo.launch.resources import Resources
-from revvideo.launch.submission import Submission
+from revvideo.launch.submission import CLUSTERS, Submission
 from revvideo.launch.sweep import Point, sweep_points
 
 DESCRIPTION = "Submit a config to SLURM: checked first, resumed after preemption, time limits and node failures."

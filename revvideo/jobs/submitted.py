@@ -20,10 +20,11 @@ from revvideo.distributed.before_torch import prepare_torch, quieten_profiler
 from revvideo.distributed.env import Process, current_process
 from revvideo.distributed.rank_logging import line_prefix, set_up_logging
 from revvideo.errors import CheckFailed, InputError, NotSaved, RankFailed, Stopped, WorkerFailed
-from revvideo.exit_codes import EXIT_CRASH, EXIT_DONE, EXIT_STOPPED, run_guarded
+from revvideo.exit_codes import EXIT_CHECK_FAILED, EXIT_CRASH, EXIT_DONE, EXIT_STOPPED, run_guarded
 from revvideo.launch.attempts import FINAL_CODES, attempt_folder, read_attempts, write_beginning, write_end
-from revvideo.launch.retries import crashes_before, slurm_job
+from revvideo.launch.retries import STOPS_IN_PLACE, crashes_before, slurm_job, stops_in_place
 from revvideo.launch.signal_delay import signal_delay_warning
+from revvideo.launch.slurm_queue import is_leaving
 from revvideo.launch.submission import load_submission
 from revvideo.paths import replace_file
 
@@ -84,8 +85,17 @@ class SubmittedJob:
         if ending.code == EXIT_STOPPED:
             if not process.is_main:
                 leave(EXIT_DONE)
+            if stops_in_place(self.folder, job, restart) >= STOPS_IN_PLACE:
+                error = (
+                    f"stopped {STOPS_IN_PLACE} times in a row without getting further ({ending.error}); the time limit "
+                    "is too short to start and to do anything: raise --time, or lower --signal-seconds"
+                )
+                write_end(folder, record, EXIT_CHECK_FAILED, error)
+                raise JobFailed(f"job {job}: {error}")
             # Slurm ends the job at once, also `scontrol requeue` itself, which inherits that it does not listen.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            if submission.cluster == "slurm" and is_leaving(job):
+                leave(EXIT_STOPPED)  # cancelled, or queued again, while it saved
             ending = run_to_end(lambda: requeue(SIGNAL, None))  # it exits, unless it fails
             write_end(folder, record, ending.code, ending.error)
         retried = submission.cluster == "slurm" and ending.code not in FINAL_CODES
@@ -169,7 +179,7 @@ def describe(error: BaseException) -> str:
     """An error in one line; the log has its traceback where the message does not tell all."""
     told = isinstance(error, InputError | CheckFailed | NotSaved | RankFailed | Stopped | WorkerFailed)
     text = str(error) if told else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())
+    return " ".join(text.split()).removesuffix(":")
 
 
 def identify(folder: Path, rank: int, environ: Mapping[str, str]) -> tuple[str, int]:

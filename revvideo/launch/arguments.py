@@ -20,7 +20,6 @@ from revvideo.launch.parse import (
 )
 from revvideo.launch.resources import Resources
 
-CLUSTERS = ("slurm", "local", "debug")
 _DEFAULTS = Resources()
 _LONGEST_SIGNAL = 65535  # seconds: Slurm's own limit
 

@@ -21,7 +21,7 @@ from revvideo.launch.submission import Submission
 SLURM_COMMANDS = ("sbatch", "srun", "scontrol", "squeue", "scancel")
 SBATCH_SECONDS = 120
 MAX_TIMEOUTS = 10**9  # of submitit: as often as it takes
-BLOCK_SIGNAL = ("env", "--block-signal=USR2")  # GNU coreutils 8.31
+BLOCK_SIGNAL = "env --block-signal=USR2"  # GNU coreutils 8.31
 
 HINT = "`sinfo -o '%P %l %D %c %m %G'` shows partitions, their time limits, nodes, cores, MiB and GPUs"
 
@@ -90,6 +90,7 @@ def environment_lines(submission: Submission) -> list[str]:
         interface = shlex.quote(resources.interface)
         lines.append(f"export NCCL_SOCKET_IFNAME={interface} GLOO_SOCKET_IFNAME={interface}")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in resources.env.items()]
+    lines.append(f"block=$({BLOCK_SIGNAL} true 2>/dev/null && echo {BLOCK_SIGNAL})")  # if the node's env can
     lines.append(f"export PYTHONPATH={shlex.quote(str(submission.code_folder))}${{PYTHONPATH:+:$PYTHONPATH}}")
     return lines
 
@@ -119,16 +120,8 @@ def python(submission: Submission) -> str:
 
 
 def task_python(submission: Submission) -> str:
-    """`python` for a job's tasks: USR2 waits until somebody listens; before, it would kill them."""
-    block = f"{shlex.join(BLOCK_SIGNAL)} " if _can_block_signal() else ""
-    return block + python(submission)
-
-
-def _can_block_signal() -> bool:
-    try:
-        return subprocess.run([*BLOCK_SIGNAL, "true"], capture_output=True).returncode == 0
-    except OSError:
-        return False
+    """`python` for a job's tasks, after `environment_lines`: USR2, which would kill them, waits until they listen."""
+    return f"$block {python(submission)}"
 
 
 def script_text(executor: submitit.SlurmExecutor, num_members: int) -> str:
@@ -146,7 +139,7 @@ def check_script(text: str) -> None:
     Raises:
         InputError: it would not; the message has its reason.
     """
-    with TemporaryDirectory(prefix="revvideo_") as name, clean_environment():
+    with TemporaryDirectory(prefix="revvideo_") as name, clean_environment(script=text):
         script = Path(name) / "script.sbatch"
         script.write_text(text, encoding="utf-8")
         try:
@@ -174,7 +167,10 @@ def refusal(message: str, text: str, *, cancelled: Sequence[str] = ()) -> InputE
     """
     lines = [line.removeprefix("sbatch: ").removeprefix("error: ").strip() for line in message.splitlines()]
     reason = "; ".join(dict.fromkeys(line for line in lines if line))
-    asked = " ".join(shlex.join(shlex.split(line)[1:]) for line in _asked(text))
+    options = [word for line in _asked(text) for word in shlex.split(line)[1:]]
+    number = {name: int(value) for name, _, value in (word.partition("=") for word in options) if value.isdecimal()}
+    cores = number["--ntasks-per-node"] * number["--cpus-per-task"]
+    asked = f"{shlex.join(options)}, which is {cores} core{'s' * (cores != 1)} a node"
     end = f"the jobs before it were cancelled: {', '.join(cancelled)}" if cancelled else "nothing was submitted"
     return InputError(f"Slurm refuses the job: {reason} (asked for: {asked}); {end}. {HINT}")
 

@@ -5,7 +5,6 @@ It prints to the log of the batch script, which is rank 0's, and its exit code i
 (`exec`), which would die of the SIGTERM that comes with a requeue, before the wait is set.
 """
 
-import contextlib
 import os
 import signal
 import sys
@@ -25,9 +24,10 @@ from revvideo.launch.attempts import (
     write_srun_end,
 )
 from revvideo.launch.retries import backoff_seconds, member_of, slurm_job
-from revvideo.launch.slurm_queue import delay_start, job_states, requeue, shortest_wait
+from revvideo.launch.slurm_queue import delay_start, is_leaving, requeue, shortest_wait
 from revvideo.launch.submission import Submission, load_submission
 
+PAUSES_SECONDS = (10, 30, 60, 120)  # before further tries to requeue
 MEANINGS = {EXIT_WRONG_INPUT: "wrong input", EXIT_CHECK_FAILED: "a check failed"}
 
 
@@ -58,7 +58,7 @@ def decide(submission: Submission, job: str, restart: int, srun_code: int) -> De
     """
     if srun_code == 0 or submission.done_file(member_of(job)).exists():
         return Decision(EXIT_DONE)
-    attempts = [each for each in read_attempts(submission.folder, (job,)) if each.restart <= restart]
+    attempts = read_attempts(submission.folder, (job,))
     attempt = read_attempt(attempt_folder(submission.folder, job, restart))
     if not is_crash(attempt):
         if attempt.code == EXIT_STOPPED:
@@ -88,22 +88,48 @@ def blame(submission: Submission, attempt: Attempt) -> str:
         return f"{start}no rank has begun; srun ended with {attempt.srun_code} (see {submission.jobs_folder})"
     if record is None:
         killed = ", ".join(str(each.rank) for each in attempt.ranks if each.code is None) or "none"
-        return f"{start}no rank has told an error; ended without a word: rank {killed}; srun: {attempt.srun_code}"
+        log = submission.log_file(attempt.job, 0)
+        return (
+            f"{start}no rank has told an error; killed: rank {killed}; srun ended with {ending(attempt.srun_code)}\n"
+            f"    log: {log} (its first `srun: error` says who was first)"
+        )
     node = f" on {record.node or record.host}"
     log = submission.log_file(attempt.job, record.rank)
     error = record.error if record.follows else f"rank {record.rank}{node}: {record.error}"
     return f"{start}{error}\n    log: {log}"
 
 
+def ending(code: int | None) -> str:
+    """An exit code, with the signal that it stands for; SIGKILL is what the kernel sends where memory is short."""
+    try:
+        name = signal.Signals((code or 0) - 128).name
+    except ValueError:
+        return str(code)
+    return f"{code} ({name}{': out of memory?' * (name == 'SIGKILL')})"
+
+
 def put_back(job: str, wait_seconds: int) -> None:
     """Requeue the job that this process is part of, to start in `wait_seconds` at the earliest.
 
+    It tries again for some minutes: what has ended the job may have hit Slurm's controller, too.
+
     Raises:
-        InputError: Slurm refuses.
+        InputError: Slurm refuses to the end.
     """
     moved = wait_seconds > shortest_wait()  # never to before the end of Slurm's own wait
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # comes with the requeue; the commands inherit that
-    requeue(job)
+    for pause in (*PAUSES_SECONDS, None):
+        if is_leaving(job):  # cancelled, or after a stop: rank 0 has requeued it
+            return
+        listening = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # comes with the requeue; the commands inherit that
+        try:
+            requeue(job)
+            break
+        except InputError as error:
+            if pause is None:
+                raise
+            signal.signal(signal.SIGTERM, listening)
+            print(f"revvideo: {error}; once more in {pause} s", flush=True)
+            time.sleep(pause)
     if moved:
         delay_start(job, wait_seconds)
 
@@ -125,16 +151,9 @@ def main(arguments: Sequence[str]) -> int:
     decision = decide(submission, job, restart, srun_code)
     if decision.text:
         print(f"revvideo: {decision.text}", flush=True)
-    if decision.again and not (decision.code == EXIT_STOPPED and is_leaving(job)):
+    if decision.again:
         put_back(job, decision.wait_seconds)
     return decision.code
-
-
-def is_leaving(job: str) -> bool:
-    """Whether the job is in the queue again, or at the end of its time; rank 0 may have died before it requeued it."""
-    with contextlib.suppress(InputError):
-        return job_states([job])[job].state != "RUNNING"
-    return False
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import submitit
 
 from revvideo.errors import InputError
-from revvideo.launch.batch_script import MAX_TIMEOUTS, environment_lines, task_python
+from revvideo.launch.batch_script import MAX_TIMEOUTS, environment_lines, python, task_python
 from revvideo.launch.clean_environment import clean_environment
 from revvideo.launch.submission import Submission
 
@@ -25,8 +25,8 @@ def make_local_executor(submission: Submission) -> submitit.LocalExecutor:
     resources = submission.resources
     lines = [*environment_lines(submission), *_gpu_lines(resources.gpus_per_node)]
     # Not submitit's `setup`: with it a job's id is that of a shell, or not, which depends on the shell.
-    shell = shlex.join(["bash", "-c", "\n".join([*lines, 'exec "$@"']), "revvideo"])
-    executor = submitit.LocalExecutor(submission.jobs_folder, MAX_TIMEOUTS, python=f"{shell} {task_python(submission)}")
+    shell = shlex.join(["bash", "-c", "\n".join([*lines, 'exec $block "$@"']), "revvideo"])
+    executor = submitit.LocalExecutor(submission.jobs_folder, MAX_TIMEOUTS, python=f"{shell} {python(submission)}")
     executor.update_parameters(
         nodes=resources.nodes,
         tasks_per_node=resources.tasks_per_node,

@@ -89,7 +89,8 @@ def batch_line(cfg: CfgNode, resources: Resources) -> str:
         InputError: the processes cannot share the batch.
     """
     if not cfg.TRAIN.ENABLE:
-        return f"batch: nothing is trained; {resources.num_tasks} processes share the videos of the test set"
+        number = resources.num_tasks
+        return f"batch: nothing is trained; {number} process{'es' * (number > 1)} for the videos of the test set"
     parts = 1 if cfg.RUN.AUTO_BATCH_SIZE else None
     return batch_plan(cfg, resources.nodes, resources.tasks_per_node, parts=parts).line
 
@@ -99,8 +100,8 @@ def time_lines(cfgs: list[CfgNode], resources: Resources) -> Iterator[str]:
     wait, limit = max(cfg.DIST.TIMEOUT_SECONDS for cfg in cfgs), resources.minutes * 60
     if resources.num_tasks > 1 and wait >= limit:
         yield (
-            f"WARNING: a process that hangs is noticed after {wait:g} s (DIST.TIMEOUT_SECONDS), but the time limit of "
-            f"the job is {limit} s (--time), and a job that hangs then does not come back; set DIST.TIMEOUT_SECONDS "
+            f"WARNING: a process that hangs is noticed after {wait:g} s (DIST.TIMEOUT_SECONDS), not before the time "
+            f"limit of {limit} s (--time), which would end the job for good; set DIST.TIMEOUT_SECONDS "
             f"{max(1, limit // 4)} or less"
         )
     signal = resources.signal_seconds

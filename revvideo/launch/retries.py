@@ -1,13 +1,16 @@
 """Whether a crash of a job is retried, and after which wait: ranks and batch script decide it from the same files."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
 from revvideo.errors import InputError
+from revvideo.exit_codes import EXIT_STOPPED
 from revvideo.launch.attempts import is_crash, read_attempts
 from revvideo.launch.resources import Resources
 
 LONGEST_BACKOFF_SECONDS = 3600
+STOPS_IN_PLACE = 10  # then a job that is only ever stopped has ended; preemptions may come early, but not so often
 
 
 def slurm_job(environ: Mapping[str, str]) -> tuple[str, int] | None:
@@ -37,6 +40,15 @@ def member_of(job: str) -> int:
 def crashes_before(submission_folder: Path, job: str, restart: int) -> int:
     """How often earlier starts of a job have crashed."""
     return sum(is_crash(attempt) for attempt in read_attempts(submission_folder, (job,)) if attempt.restart < restart)
+
+
+def stops_in_place(submission_folder: Path, job: str, restart: int) -> int:
+    """How many starts of a job in a row, the last one this, were stopped at the same place: with the same message."""
+    attempts = [each for each in read_attempts(submission_folder, (job,)) if each.restart <= restart]
+    messages = [
+        attempt.ranks[0].error if attempt.code == EXIT_STOPPED and attempt.ranks else None for attempt in attempts
+    ]
+    return sum(1 for _ in itertools.takewhile(lambda message: message == messages[-1], reversed(messages)))
 
 
 def backoff_seconds(resources: Resources, crashes: int) -> int:

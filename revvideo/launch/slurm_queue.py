@@ -3,6 +3,7 @@
 What the controller has forgotten (MinJobAge, 5 minutes by default) is asked of `sacct`, where there is accounting.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 
 from revvideo.errors import InputError
-from revvideo.launch.job_state import ALIVE, JobState, is_alive, newest
+from revvideo.launch.job_state import ALIVE, UNKNOWN, JobState, is_alive, newest
 from revvideo.launch.local_jobs import local_state
 from revvideo.launch.submission import Submission
 
@@ -20,10 +21,10 @@ __all__ = [
     "cancel",
     "delay_start",
     "is_alive",
+    "is_leaving",
     "job_states",
     "requeue",
     "shortest_wait",
-    "submission_states",
 ]
 
 CREDENTIAL_SECONDS = 120  # Slurm's default of cred_expire
@@ -38,6 +39,7 @@ COLUMNS = {
 # With these users filter what the commands show, or let them ask before they cancel.
 USERS_OPTIONS = ("SQUEUE_", "SACCT_", "SCONTROL_", "SCANCEL_", "SLURM_BITSTR_LEN")
 NEVER_SATISFIED = "DependencyNeverSatisfied"  # then Slurm itself has cancelled it
+AT_TIME_LIMIT = "TimeLimit"  # of a job that completes
 FORGOTTEN = "Invalid job id"
 
 
@@ -66,19 +68,6 @@ def job_states(ids: Sequence[str]) -> dict[str, JobState]:
     return states
 
 
-def submission_states(submission: Submission) -> dict[int, JobState]:
-    """The state of each member; of a chain that of the job which runs, else of the next one, else of the last.
-
-    Raises:
-        InputError: Slurm is not installed here, or does not answer.
-    """
-    states = all_states(submission)
-    return {
-        member: newest([states[job] for job in submission.job_ids(member)] or [JobState("")])
-        for member in range(len(submission.members))
-    }
-
-
 def all_states(submission: Submission) -> dict[str, JobState]:
     """The state of each job of a submission, by its id; elements of an array have ids of their own.
 
@@ -88,6 +77,18 @@ def all_states(submission: Submission) -> dict[str, JobState]:
     if submission.cluster != "slurm":
         return {job: local_state(submission, job) for job in submission.jobs}
     return job_states([job for member in range(len(submission.members)) for job in submission.job_ids(member)])
+
+
+def is_leaving(job: str) -> bool:
+    """Whether a job that this process is part of is in the queue again, or was cancelled.
+
+    Slurm requeues a job also while it ends: one that was cancelled would come back. So does one at the end of its time
+    (KillWait is left), which is meant to. False where nobody can be asked.
+    """
+    with contextlib.suppress(InputError):
+        state = job_states([job])[job]
+        return state.state not in ("RUNNING", UNKNOWN) and state.reason != AT_TIME_LIMIT
+    return False
 
 
 def requeue(job: str) -> None:
@@ -102,10 +103,11 @@ def requeue(job: str) -> None:
 def shortest_wait() -> int:
     """Seconds that a requeued job waits in any case: until the credential of its last start has expired (cred_expire).
 
-    Raises:
-        InputError: Slurm is not installed here, or does not answer.
+    Slurm's default where nobody can be asked.
     """
-    found = re.search(r"^AuthInfo\b.*\bcred_expire=(\d+)", _run("scontrol", "show", "config"), re.MULTILINE)
+    found = None
+    with contextlib.suppress(InputError):
+        found = re.search(r"^AuthInfo\b.*\bcred_expire=(\d+)", _run("scontrol", "show", "config"), re.MULTILINE)
     return (int(found[1]) if found else CREDENTIAL_SECONDS) + 1
 
 
@@ -246,7 +248,7 @@ def _run(*command: str, harmless: str | None = None) -> str:
         )
     except subprocess.TimeoutExpired:
         raise InputError(f"Slurm does not answer: {' '.join(command)} took more than {COMMAND_SECONDS} s") from None
-    message = done.stderr.strip()
+    message = "; ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
     if done.returncode == 0 or (harmless and harmless in message):
         return done.stdout
     raise InputError(f"Slurm refuses {' '.join(command)}: {message or f'exit code {done.returncode}'}")

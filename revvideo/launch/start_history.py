@@ -72,14 +72,16 @@ def _reason(attempt: Attempt, stops: tuple[tuple[float, str], ...], *, running: 
     silent = [rank for rank in attempt.ranks if rank.code is None]
     error, srun_code = attempt.first_error, attempt.srun_code
     if error is not None and not (error.follows and silent):
-        return f"{_place(error)} failed, exit code {error.code}: {first_line(error.error)}", True
+        failed = "" if error.follows else f"{_place(error)} failed, "  # the error of one that follows names the rank
+        return f"{failed}exit code {error.code}: {first_line(error.error)}", True
     if attempt.code == EXIT_STOPPED:
         names = [name for time, name in stops if attempt.began <= time <= attempt.ended + CLOCK_SECONDS]
         return f"stopped by {names[-1] if names else 'a signal'}, after a checkpoint", False
     if srun_code and not attempt.ranks:
         return f"no rank has begun, srun ended with exit code {srun_code}", True
     if srun_code and silent:
-        return f"{_places(silent)} killed, srun ended with exit code {srun_code}", True
+        told = f"; {first_line(error.error)}" if error is not None else ""  # names the first; srun has killed more
+        return f"{_places(silent)} killed, srun ended with exit code {srun_code}{told}", True
     if silent and error is not None:  # the batch script was killed as well
         return f"{_places(silent)} killed from outside, or lost with the node; the others followed", False
     if silent and running:

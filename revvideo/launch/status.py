@@ -49,7 +49,9 @@ class MemberStatus:
             return ""
         if self.starts and self.starts[-1].failed:
             return self.starts[-1].reason
-        return self.state.reason or (self.starts[-1].reason if self.starts else "no rank has begun")
+        if not self.starts:
+            return f"no rank has begun{f' ({self.state.reason})' if self.state.reason else ''}; the log may tell why"
+        return self.state.reason or self.starts[-1].reason
 
 
 # Slurm's states of a job that is over; a cancelled one has not failed.

@@ -81,7 +81,7 @@ def _member_rows(status: RunStatus) -> list[tuple[str, str]]:
             rows.append(("failure", member.failure))
     alive = is_alive(member.state) or (member.state.state == UNKNOWN and bool(status.problem))
     rows += _progress_rows(member.progress, alive=alive or status.submission is None)
-    rows += _start_rows(member.starts, member.restarts)
+    rows += _start_rows(member.starts, member.restarts, told=(RUNNING, FINISHED, member.failure))
     if member.log is not None:
         rows.append(("log", str(member.log)))
     return rows
@@ -155,8 +155,9 @@ def _training(train: dict) -> str:
     return ", ".join(shown)
 
 
-def _start_rows(starts: Sequence[Start], restarts: int) -> list[tuple[str, str]]:
-    if not starts or (len(starts) == 1 and not restarts and starts[0].reason in (RUNNING, FINISHED)):
+def _start_rows(starts: Sequence[Start], restarts: int, told: Sequence[str]) -> list[tuple[str, str]]:
+    """The last starts; nothing of an only one whose reason is `told` elsewhere."""
+    if not starts or (len(starts) == 1 and not restarts and starts[0].reason in told):
         return []
     rows = []
     if len(starts) > SHOWN_STARTS:

@@ -21,6 +21,7 @@ from revvideo.launch.resources import Resources
 from revvideo.paths import replace_file
 
 RECORD = "submission.json"
+CLUSTERS = ("slurm", "local", "debug")
 
 
 @dataclass(frozen=True)

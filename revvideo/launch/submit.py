@@ -22,11 +22,10 @@ from revvideo.launch.local_executor import describe_local, start_local
 from revvideo.launch.lock import submission_lock
 from revvideo.launch.resources import Resources
 from revvideo.launch.snapshot import copy_code
-from revvideo.launch.submission import Member, Submission, load_submission, submission_folders
+from revvideo.launch.submission import CLUSTERS, Member, Submission, load_submission, submission_folders
 
 logger = logging.getLogger(__name__)
 
-CLUSTERS = ("slurm", "local", "debug")
 LOCK, SCRIPT = "lock", "script.sbatch"
 
 MakeJob = Callable[[Path, int], Callable[[], object]]
@@ -105,11 +104,8 @@ def _check(resources: Resources, num_members: int, run_folder: Path, cluster: st
         raise InputError(f"--chain {chain}: expected the number of jobs, 1 or more")
     if cluster == "slurm":
         check_slurm()
-        if after and slurm_queue.job_states([after])[after].state == UNKNOWN:  # Slurm would not wait for it
-            raise InputError(
-                f"--after {after}: Slurm does not know this job (any more); expected the id of a job that waits, runs "
-                "or has ended lately; leave --after out if it has succeeded"
-            )
+        if after:
+            _check_after(after)
         return
     if after or chain > 1:
         raise InputError(f"--after and --chain need Slurm's queue; leave them out with --cluster {cluster}")
@@ -127,6 +123,22 @@ def _check(resources: Resources, num_members: int, run_folder: Path, cluster: st
         )
 
 
+def _check_after(job: str) -> None:
+    """Refuse to wait for a job that nobody knows (Slurm would not wait), or that can no longer succeed.
+
+    Raises:
+        InputError: see above, or Slurm cannot be asked.
+    """
+    state = slurm_queue.job_states([job])[job]
+    if state.state == UNKNOWN:
+        raise InputError(
+            f"--after {job}: Slurm does not know this job (any more); expected the id of a job that waits, runs "
+            "or has ended lately; leave --after out if it has succeeded"
+        )
+    if state.state != "COMPLETED" and not slurm_queue.is_alive(state):
+        raise InputError(f"--after {job}: this job is {state.state} and will not succeed; submit it again first")
+
+
 def _run_here(jobs: Sequence[Callable[[], object]], resources: Resources) -> None:
     if resources.setup:
         logger.warning("--cluster debug does not run the lines of --setup: %s", "; ".join(resources.setup))
@@ -137,24 +149,27 @@ def _run_here(jobs: Sequence[Callable[[], object]], resources: Resources) -> Non
 
 
 def refuse_if_alive(run_folder: Path) -> None:
-    """Refuse to submit a run again while it runs, or waits to.
+    """Refuse to submit a run again while it runs, or waits to, alone or as a point of a sweep.
 
     Raises:
-        InputError: a job of the run folder's latest submission lives.
+        InputError: a job of the latest submission of the run folder, or of the sweep that it lies in, lives.
     """
-    folders = submission_folders(run_folder)
-    if not folders:
-        return
-    submission = load_submission(folders[-1])
-    if not submission.jobs or submission.cluster == "debug":
-        return
-    living = [state for state in slurm_queue.all_states(submission).values() if slurm_queue.is_alive(state)]
-    if living:
-        jobs = ", ".join(f"{state.job} ({state.state})" for state in living)
-        raise InputError(
-            f"{run_folder} was submitted already and its job lives: {jobs}; wait for its end, end it by "
-            f"`revvideo cancel {run_folder}`, or choose another OUTPUT_DIR"
-        )
+    for folders in filter(None, map(submission_folders, (run_folder, run_folder.parent))):
+        submission = load_submission(folders[-1])
+        if not submission.jobs or submission.cluster == "debug":
+            continue
+        states = slurm_queue.all_states(submission)
+        if submission.run_folder != run_folder:  # a sweep's, perhaps: of its jobs the point's own
+            names = [Path(member.run_folder).name if submission.is_sweep else "" for member in submission.members]
+            own = names.index(run_folder.name) if run_folder.name in names else None
+            states = {} if own is None else {job: states[job] for job in submission.job_ids(own)}
+        living = [state for state in states.values() if slurm_queue.is_alive(state)]
+        if living:
+            jobs = ", ".join(f"{state.job} ({state.state})" for state in living)
+            raise InputError(
+                f"{run_folder} was submitted already and its job lives: {jobs}; wait for its end, end it by "
+                f"`revvideo cancel {run_folder}`, or choose another OUTPUT_DIR"
+            )
 
 
 def _script(submission: Submission, after: str) -> str:
@@ -246,13 +261,14 @@ def _submit_to_slurm(
 ) -> Submission:
     for _ in range(chain):
         before = submission.jobs[-1] if submission.jobs else ""
-        with clean_environment():
-            executor = make_executor(submission, _dependency(after, before), all_or_none=bool(after))
+        executor = make_executor(submission, _dependency(after, before), all_or_none=bool(after))
+        text = script_text(executor, len(jobs))
+        with clean_environment(script=text):
             try:
                 submitted = executor.submit_array(jobs)
             except (FailedJobError, FailedSubmissionError) as error:
                 slurm_queue.cancel(submission.jobs)  # a part of a chain is not what was asked for
-                raise refusal(str(error), script_text(executor, len(jobs)), cancelled=submission.jobs) from error
+                raise refusal(str(error), text, cancelled=submission.jobs) from error
         job = submitted[0].job_id.partition("_")[0]
         submission = dataclasses.replace(submission, jobs=(*submission.jobs, job))
         submission.save()

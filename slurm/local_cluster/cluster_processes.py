@@ -14,6 +14,7 @@ from pathlib import Path
 
 DAEMON_VARIABLE = "LOCAL_SLURM_DAEMON"
 DAEMONS = ("munged", "slurmctld", "slurmd")
+NODE_PREFIX = "127.0.0."  # of the names of virtual nodes
 TERMINATE_SECONDS, KILL_SECONDS, POLL_SECONDS = 10, 10, 0.02
 
 
@@ -60,14 +61,16 @@ def look_at(entry: Path, configuration: str) -> Process:
     numbers = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
     program = Path(words[0]).name
     is_own = environ.get("SLURM_CONF") == configuration
+    node = environ.get("SLURMD_NODENAME", "")
+    node = node if node.startswith(NODE_PREFIX) else ""  # else a real one's: its user uses this cluster in a job
     return Process(
         pid=int(entry.name),
         parent=int(numbers[1]),
         started=int(numbers[19]),
         command=" ".join(words),
         daemon=program if DAEMON_VARIABLE in environ and program in DAEMONS else "",
-        node=environ.get("SLURMD_NODENAME", ""),
-        is_marked=is_own and (DAEMON_VARIABLE in environ or "SLURMD_NODENAME" in environ) and numbers[0] != "Z",
+        node=node,
+        is_marked=is_own and (DAEMON_VARIABLE in environ or node != "") and numbers[0] != "Z",
     )
 
 

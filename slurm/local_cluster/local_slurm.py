@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cluster_processes
-from cluster_processes import DAEMON_VARIABLE, Process
+from cluster_processes import DAEMON_VARIABLE, NODE_PREFIX, Process
 
 HERE = Path(__file__).resolve().parent
 # Program -> Debian's package of it.
@@ -55,14 +55,14 @@ class Layout:
 
     nodes: int = 2
     spare: int = 1
-    cpus: int = 4
+    cpus: int = 8
     gpus: int = 2
     memory: int = 16000
     port: int = 18000
 
     @property
     def names(self) -> list[str]:
-        return [f"127.0.0.{number}" for number in range(1, self.nodes + self.spare + 1)]
+        return [f"{NODE_PREFIX}{number}" for number in range(1, self.nodes + self.spare + 1)]
 
     @property
     def ports(self) -> list[int]:
