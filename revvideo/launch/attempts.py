@@ -145,7 +145,7 @@ def read_attempts(submission_folder: Path, jobs: tuple[str, ...]) -> list[Attemp
         folder for folder in (submission_folder / "attempts").glob("*.*") if folder.name.rpartition(".")[0] in jobs
     )
     attempts = [attempt for attempt in map(read_attempt, folders) if attempt is not None]
-    return sorted(attempts, key=lambda attempt: attempt.began)
+    return sorted(attempts, key=lambda attempt: (attempt.began, attempt.restart))
 
 
 def is_crash(attempt: Attempt) -> bool:
