@@ -108,7 +108,7 @@ def test_environment_is_not_read(monkeypatch):
         ("AMP.DTYPE", "fp16", "float16, bfloat16"),
         ("REV.BACKPROP", "fast", "reversible, plain"),
         ("REV.STAGE_DROPPATH", "all", "branches, output"),
-        ("DATA.ENSEMBLE_METHOD", "mean", "sum, max"),
+        ("DATA.ENSEMBLE_METHOD", "median", "sum, max, mean"),
         ("DATA.DECODING_BACKEND", "cv2", "pyav"),
         ("DETECTION.ENABLE", True, "expected False"),
         ("MASK.ENABLE", True, "expected False"),

@@ -251,7 +251,7 @@ def test_views_that_reach_the_end(manifest):
         spec = ClipSpec(4, 4, exact=exact)
         dataset = EvalClips(manifest, spec, EvalTransform(64, 64), num_views=3, to_end=True)
         with open_video(manifest.paths[7]) as video:
-            views = [dataset._view_indices(video, view).tolist() for view in range(3)]
+            views = [dataset.view_indices(video, view).tolist() for view in range(3)]
         assert views[0][0] == 0
         assert views[2][-1] == 49
     with pytest.raises(InputError, match=r"USE_OFFSET_SAMPLING.*EVAL\.VIEWS"):
@@ -276,7 +276,7 @@ def test_segments_take_a_frame_of_each_part_of_the_whole_video(manifest):
             assert 49 * part / 4 - 1 <= index <= 49 * (part + 1) / 4 + 1
     dataset = EvalClips(manifest, spec, EvalTransform(64, 64), num_views=2)
     with open_video(manifest.paths[7]) as video:
-        assert dataset._view_indices(video, 0).tolist() == dataset._view_indices(video, 1).tolist() == [6, 18, 30, 43]
+        assert dataset.view_indices(video, 0).tolist() == dataset.view_indices(video, 1).tolist() == [6, 18, 30, 43]
 
 
 # Evaluation
@@ -321,7 +321,7 @@ def test_evaluation_sees_every_video_once_and_replaces_none(manifest, num_worker
     dataset = EvalClips(manifest, CLIP, EvalTransform(32, 40), num_views=2)
     items = []
     for rank in range(world_size):
-        loader = eval_loader(dataset, num_workers=num_workers, rank=rank, world_size=world_size)
+        loader = eval_loader(dataset, range(rank, len(dataset), world_size), num_workers=num_workers)
         part = list(loader)
         assert len(part) == len(loader)
         items += part

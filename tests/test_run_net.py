@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from plain_views import softmax_of_views, views_by_the_formulas, write_sharp_checkpoint
 from videos import decode_plainly
 
 from revvideo import build
@@ -26,6 +27,10 @@ RESULT_TYPES = {
     "top5_acc_all": float,
     "num_expected": int,
     "failed": list,
+    "mean_class_acc": float,
+    "top1_interval": list,
+    "top5_interval": list,
+    "ece": float,
     "num_views": int,
     "num_crops": int,
     "checkpoint": str,
@@ -50,6 +55,7 @@ def test_the_run_folder_holds_what_the_design_says(finished):
         "events.jsonl",
         "checkpoints",
         "results.json",
+        "metrics.json",
         "predictions.npz",
     }
     names = {path.name for path in (folder / "checkpoints").iterdir()}
@@ -152,36 +158,8 @@ def test_results_and_predictions_agree(finished):
 
 @pytest.fixture(scope="module")
 def sharp_checkpoint(data, tmp_path_factory) -> Path:
-    """Weights whose softmax is far from uniform, so that a wrong view or a wrong ensemble shows."""
     folder = tmp_path_factory.mktemp("sharp")
-    torch.manual_seed(5)
-    model = build.build_model(tiny_config(data, folder))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4.0)
-    path = folder / "sharp.pyth"
-    torch.save({"epoch": 0, "model_state": model.state_dict()}, path)
-    return path
-
-
-def views_by_the_formulas(path: Path, rate: float, num_views: int, num_crops: int) -> torch.Tensor:
-    """Normalised clips (V * S, C, T, H, W) of a video, temporal index outermost: the formulas in plain code."""
-    frames = decode_plainly(str(path))  # (n, H, W, C); the short side is that of the crop: nothing is resized
-    length = max(1.0, 4 * 4 / 30 * rate)
-    latest = max(len(frames) - length, 0.0)
-    corners = [0, math.ceil((tiny.WIDTH - 32) / 2), tiny.WIDTH - 32] if num_crops == 3 else [8]
-    clips = []
-    for view in range(num_views):
-        start = latest * view / num_views
-        picked = [
-            int(min(max(float(position), 0.0), len(frames) - 1))
-            for position in torch.linspace(start, start + length - 1, 4)
-        ]
-        for x in corners:
-            clip = frames[picked][:, :, x : x + 32].astype(np.float32)  # (T, 32, 32, C)
-            clips.append(((clip / 255.0 - 0.45) / 0.225).transpose(3, 0, 1, 2))  # (C, T, 32, 32)
-    return torch.from_numpy(np.stack(clips))
+    return write_sharp_checkpoint(tiny_config(data, folder), folder / "sharp.pyth")
 
 
 @pytest.mark.parametrize(("method", "num_views", "num_crops"), [("sum", 2, 3), ("max", 3, 3), ("sum", 5, 1)])
@@ -205,12 +183,10 @@ def test_ensembles_equal_a_plain_loop_over_the_views(data, sharp_checkpoint, tmp
     spread = 0.0
     for number, rate in enumerate(tiny.TEST_RATES):
         clips = views_by_the_formulas(data / f"test{number}.mp4", rate, num_views, num_crops)
-        with torch.no_grad():
-            logits = torch.cat([model(clip[None]) for clip in clips]).double()
-        softmax = logits.exp() / logits.exp().sum(dim=1, keepdim=True)
-        expected = softmax.sum(dim=0) if method == "sum" else softmax.max(dim=0).values
-        np.testing.assert_allclose(scores[number], expected.numpy(), rtol=0, atol=1e-5)
-        spread = max(spread, float((softmax.max(dim=0).values - softmax.min(dim=0).values).max()))
+        softmax = softmax_of_views(model, clips)
+        expected = softmax.sum(axis=0) if method == "sum" else softmax.max(axis=0)
+        np.testing.assert_allclose(scores[number], expected, rtol=0, atol=1e-5)
+        spread = max(spread, float((softmax.max(axis=0) - softmax.min(axis=0)).max()))
     assert spread > 0.01  # the views differ, so the comparison can tell them apart
 
 

@@ -24,6 +24,7 @@ from revvideo.data.mixing import Mixing
 from revvideo.data.readers.index_cache import IndexCache
 from revvideo.data.transforms import EvalTransform, normalise
 from revvideo.distributed.env import Process
+from revvideo.engine.video_batches import VideoBatches
 from revvideo.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -95,27 +96,46 @@ def build_train_loader(
 def build_val_loader(cfg: CfgNode, *, process: Process = ALONE, folder: Path | None = None) -> ClipLoader:
     """One centre clip, centre crop, of this process's videos of the validation set; `folder` as in `build_manifest`."""
     manifest = build_manifest(cfg, "val", folder=folder)
+    videos = video_batches(cfg, len(manifest), 1).share(process.rank, process.world_size)
     if manifest.kind == "image":
-        return _image_eval_loader(cfg, manifest, process)
+        return _eval_loader(cfg, _image_dataset(cfg, manifest), videos)
     transform = EvalTransform(crop_size=cfg.DATA.TEST_CROP_SIZE, short_side=cfg.DATA.TRAIN_JITTER_SCALES[0])
     clip = _clip_spec(cfg, "val")
     clips = EvalClips(manifest, clip, transform, centre=True, **_reading_options(cfg, manifest))
-    return _eval_loader(cfg, clips, process)
+    return _eval_loader(cfg, clips, videos)
+
+
+def clips_per_forward(cfg: CfgNode) -> int:
+    """Most clips of a forward pass in evaluation: TEST.BATCH_SIZE over NUM_GPUS, as in PySlowFast.
+
+    The numbers of the config alone decide, and not how many processes there are: see `VideoBatches`.
+    """
+    return max(1, cfg.TEST.BATCH_SIZE // max(1, cfg.NUM_GPUS))
+
+
+def video_batches(cfg: CfgNode, num_videos: int, num_views: int) -> VideoBatches:
+    """How the videos of a list go through the model: `num_views` counts temporal views x spatial crops."""
+    return VideoBatches(num_videos, num_views, clips_per_forward(cfg))
 
 
 def build_test_loader(
-    cfg: CfgNode, num_views: int, *, manifest: Manifest | None = None, process: Process = ALONE
+    cfg: CfgNode, num_views: int, *, manifest: Manifest | None = None, videos: Sequence[int] | None = None
 ) -> ClipLoader:
-    """All views of this process's videos of the test set: `num_views` in time, TEST.NUM_SPATIAL_CROPS in space.
+    """All views of videos of the test set: `num_views` in time, TEST.NUM_SPATIAL_CROPS in space.
 
     Args:
         cfg: the config.
         num_views: temporal views; a picture has one.
         manifest: what `build_manifest` gave for the split test; None reads it here.
-        process: takes its share of the videos.
+        videos: numbers of the videos in the order in which they come, see `VideoBatches.share`; None: the whole list.
     """
     if manifest is None:
         manifest = build_manifest(cfg, "test")
+    return _eval_loader(cfg, build_test_dataset(cfg, num_views, manifest), videos)
+
+
+def build_test_dataset(cfg: CfgNode, num_views: int, manifest: Manifest) -> EvalClips | EvalImages:
+    """The views of each video, or the crop of each picture, of `manifest` that the evaluation scores."""
     data, crops = cfg.DATA, cfg.TEST.NUM_SPATIAL_CROPS
     if manifest.kind == "image":
         if (num_views, crops) != (1, 1):
@@ -123,12 +143,12 @@ def build_test_loader(
                 f"a picture has one view, but {num_views} temporal views of {crops} crops are asked for; set "
                 "TEST.NUM_ENSEMBLE_VIEWS 1 TEST.NUM_SPATIAL_CROPS 1 (and TEST.NUM_TEMPORAL_CLIPS [])"
             )
-        return _image_eval_loader(cfg, manifest, process)
+        return _image_dataset(cfg, manifest)
     clip = _clip_spec(cfg, "test")
     if clip.segments and num_views > 1:
         logger.warning("TEST.DATASET ssv2: all %d temporal views of a video are the same frames", num_views)
     short_side = data.TEST_CROP_SIZE if crops == 3 else data.TRAIN_JITTER_SCALES[0]
-    clips = EvalClips(
+    return EvalClips(
         manifest,
         clip,
         EvalTransform(crop_size=data.TEST_CROP_SIZE, short_side=short_side),
@@ -138,16 +158,15 @@ def build_test_loader(
         to_end=cfg.EVAL.VIEWS == "to_end",
         **_reading_options(cfg, manifest),
     )
-    return _eval_loader(cfg, clips, process)
 
 
-def _image_eval_loader(cfg: CfgNode, manifest: Manifest, process: Process) -> ClipLoader:
+def _image_dataset(cfg: CfgNode, manifest: Manifest) -> EvalImages:
     _check_image_model(cfg)
-    return _eval_loader(cfg, EvalImages(manifest, image_eval_transform(cfg)), process)
+    return EvalImages(manifest, image_eval_transform(cfg))
 
 
-def _eval_loader(cfg: CfgNode, dataset: EvalClips | EvalImages, process: Process) -> ClipLoader:
-    return eval_loader(dataset, rank=process.rank, world_size=process.world_size, **_worker_options(cfg))
+def _eval_loader(cfg: CfgNode, dataset: EvalClips | EvalImages, videos: Sequence[int] | None) -> ClipLoader:
+    return eval_loader(dataset, videos, **_worker_options(cfg))
 
 
 def _check_image_model(cfg: CfgNode) -> None:

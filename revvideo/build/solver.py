@@ -111,4 +111,4 @@ def train_settings(cfg: CfgNode, plan: BatchPlan) -> TrainSettings:
 
 def eval_amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     """Autocast type of the evaluation; None is the parameters' own precision."""
-    return AMP_DTYPES[cfg.AMP.DTYPE] if cfg.EVAL.MIXED_PRECISION else None
+    return torch.bfloat16 if cfg.EVAL.MIXED_PRECISION else None

@@ -3,13 +3,14 @@
 import argparse
 from importlib import import_module
 
-DESCRIPTION = "Measure training steps, decoding of clips and the training loader: time against peers, memory, shares."
+DESCRIPTION = "Measure training steps, decoding, loading and evaluation: time against peers, memory, shares."
 
 # A sub-command is a module as `revvideo.cli.main` describes it.
 SUBCOMMANDS = {
     "model": "revvideo.cli.benchmark_model",
     "decode": "revvideo.cli.benchmark_decode",
     "loader": "revvideo.cli.benchmark_loader",
+    "evaluation": "revvideo.cli.benchmark_evaluation",
 }
 
 

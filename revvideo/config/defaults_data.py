@@ -40,8 +40,8 @@ DATA_KEYS: list[Key] = [
         ("TRAIN_CROP_NUM_SPATIAL", 1, "Training crops of a clip.", {"ignored": _SELF_SUPERVISED}),
         ("RANDOM_FLIP", True, "Flip half of the training clips."),
         ("MULTI_LABEL", False, "Several labels a video; must be off."),
-        ("ENSEMBLE_METHOD", "sum", "How the softmax scores of a video's views are combined.",
-         {"choices": ("sum", "max")}),
+        ("ENSEMBLE_METHOD", "sum", "How the softmax scores of a video's views are combined; mean is the sum over their "
+         "number, and not one of PySlowFast's.", {"choices": ("sum", "max", "mean")}),
         ("IN_VAL_CROP_RATIO", 0.875, "Evaluation of pictures with AUG.ENABLE: TEST_CROP_SIZE over the short side "
          "before the crop; without it the short side is TRAIN_CROP_SIZE.",
          {"limits": "above 0 to 1"}),

@@ -70,6 +70,8 @@ RUN_KEYS: list[Key] = [
         ("KEEP_CHECKPOINTS", 3, "Newest checkpoints to keep, beside the best one; 0: all.", {"limits": ">= 0"}),
         ("ON_NAN", "stop", "At a loss that is not finite, outside of float16 loss scaling: stop (exit code 3), or "
          "rollback once to the last checkpoint.", {"choices": ("stop", "rollback")}),
+        ("REPORT", True, "Write report.html into the run folder when the run is done; `revvideo report` does it at any "
+         "time."),
         ours=True,
     ),
     *section(
@@ -88,18 +90,24 @@ RUN_KEYS: list[Key] = [
         "TEST",
         ("ENABLE", True, "Evaluate with several views, after training where TRAIN.ENABLE."),
         ("DATASET", "kinetics", "Kind of the test set, see TRAIN.DATASET."),
-        ("BATCH_SIZE", 8, "Views of a forward pass on one machine.", {"limits": ">= 1"}),
+        ("BATCH_SIZE", 8, "Views of a forward pass on all GPUs of a machine: a process takes as many whole videos as "
+         "fit into BATCH_SIZE / NUM_GPUS (on the CPU BATCH_SIZE).", {"limits": ">= 1"}),
         ("CHECKPOINT_FILE_PATH", "", "Checkpoint to evaluate; empty: the newest of the run folder."),
         ("CHECKPOINT_TYPE", "pytorch", "Format of CHECKPOINT_FILE_PATH.", {"choices": ("pytorch",)}),
         ("NUM_ENSEMBLE_VIEWS", 10, "Temporal views of a video.", {"limits": ">= 1"}),
         ("NUM_SPATIAL_CROPS", 3, "Spatial crops of a view: 1 (centre) to 3.", {"limits": "1 to 3"}),
         ("NUM_TEMPORAL_CLIPS", [], "Evaluate with each of these numbers of temporal views; empty: "
          "NUM_ENSEMBLE_VIEWS.", {"kind": "list[int]"}),
-        ("SAVE_RESULTS_PATH", "", "Further file for the predictions.", {"ignored": _NOT_YET}),
+        ("SAVE_RESULTS_PATH", "", "Further file for the predictions, PySlowFast's pickle of [scores, labels]; relative "
+         "to OUTPUT_DIR."),
     ),
     *section(
         "EVAL",
         ("MIXED_PRECISION", False, "Evaluate under bfloat16 autocast."),
+        ("FLUSH_VIDEOS", 16, "Videos after which a process writes their scores, so that an evaluation that was killed "
+         "goes on.", {"limits": ">= 1"}),
+        ("SAVE_VIEWS", False, "Keep the scores of each view, too, in predictions.npz."),
+        ("STRICT", False, "End with exit code 3 when a video could not be read; --strict sets it."),
         ("VIEWS", "pyslowfast", "Where temporal views start: by PySlowFast's formula, whose last one stops short of "
          "the end, or spread evenly with the last one at the end (to_end).", {"choices": ("pyslowfast", "to_end")}),
         ours=True,

@@ -64,6 +64,9 @@ def _run_rules(cfg: CfgNode) -> Iterator[tuple[str, str]]:
         yield names, "TRAIN.ENABLE is False: nothing is trained"
     elif not cfg.RUN.AUTO_BATCH_SIZE:
         yield "RUN.MEMORY_LIMIT_MIB", "RUN.AUTO_BATCH_SIZE is False: the parts of a step are not chosen by memory"
+    if not cfg.TEST.ENABLE:
+        names = "EVAL.FLUSH_VIDEOS EVAL.SAVE_VIEWS EVAL.STRICT TEST.SAVE_RESULTS_PATH"
+        yield names, "TEST.ENABLE is False: there is no test"
     if not cfg.EMA.ENABLE:
         yield "EMA.DECAY", "EMA.ENABLE is False"
 

@@ -4,7 +4,7 @@ Training replaces a video that does not decode (and says so); evaluation never d
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -319,7 +319,8 @@ class EvalClips(Dataset):
             item["error"] = error.reason
         return item
 
-    def _view_indices(self, video: VideoReader, view: int) -> np.ndarray:
+    def view_indices(self, video: VideoReader, view: int) -> np.ndarray:
+        """Presentation indices of the frames of a temporal view of an open video: int64 (T,)."""
         num_frames, length = video.num_frames, self.clip.length_frames(video.fps)
         if self.clip.segments:
             return sampling.segment_indices(self.clip.num_frames, num_frames)
@@ -333,22 +334,35 @@ class EvalClips(Dataset):
 
     def _read_views(self, path: str) -> torch.Tensor:
         with open_video(path, self.backend, strict=self.strict, index_cache=self.index_cache) as video:
-            indices = np.concatenate([self._view_indices(video, view) for view in range(self.num_views)])
-            unique, places = np.unique(indices, return_inverse=True)
-            size = scaled_size(video, self.short_side)
-            # Each frame is resized once, whatever number of views and crops it serves.
-            resized = torch.cat(
-                [
-                    resize_short_side(as_clip(video.frames(part, size)), self.transform.short_side)
-                    for part in _parts(unique, size or (video.height, video.width))
-                ]
-            )
-        places = torch.from_numpy(places).view(self.num_views, self.clip.num_frames)
+            return self.views(video)
+
+    def views(self, video: VideoReader, numbers: Sequence[int] | None = None) -> torch.Tensor:
+        """Views of an open video: uint8 (V * S, T, C, H, W), temporal index outermost.
+
+        Args:
+            video: the video.
+            numbers: which temporal views, V of them; None: all.
+
+        Raises:
+            VideoError: see `VideoReader.frames` and `scaled_size`.
+        """
+        numbers = range(self.num_views) if numbers is None else numbers
+        indices = np.concatenate([self.view_indices(video, view) for view in numbers])
+        unique, places = np.unique(indices, return_inverse=True)
+        size = scaled_size(video, self.short_side)
+        # Each frame is resized once, whatever number of views and crops it serves.
+        resized = torch.cat(
+            [
+                resize_short_side(as_clip(video.frames(part, size)), self.transform.short_side)
+                for part in _parts(unique, size or (video.height, video.width))
+            ]
+        )
+        places = torch.from_numpy(places).view(len(numbers), self.clip.num_frames)
         size, crops = self.transform.crop_size, (1,) if self.num_crops == 1 else (0, 1, 2)
-        views = torch.empty((self.num_views, len(crops), self.clip.num_frames, size, size, 3), dtype=torch.uint8)
+        views = torch.empty((len(numbers), len(crops), self.clip.num_frames, size, size, 3), dtype=torch.uint8)
         for s, spatial_index in enumerate(crops):
             cropped = self.transform.crop(resized, spatial_index).permute(0, 2, 3, 1)  # (frames, H, W, C)
-            for v in range(self.num_views):
+            for v in range(len(numbers)):
                 views[v, s] = cropped[places[v]]
         return views.flatten(0, 1).permute(0, 1, 4, 2, 3)  # (V * S, T, C, H, W)
 

@@ -7,7 +7,7 @@ same samples for any number of processes.
 import contextlib
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -313,18 +313,19 @@ def train_loader(
 
 def eval_loader(
     dataset: EvalClips | EvalImages,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
+    videos: Sequence[int] | None = None,
     **workers,
 ) -> ClipLoader:
-    """One item of `EvalClips` a video, every video exactly once over all processes: no padding, no drop.
+    """One item of `EvalClips` a video: no padding, no drop.
 
-    This process takes the videos rank, rank + world_size, ...; see `train_loader` for the other arguments.
+    Args:
+        dataset: the clips or pictures.
+        videos: the numbers of those that this process takes, in this order; None: all of them.
+        **workers: see `train_loader`.
     """
     return ClipLoader(
         dataset,
-        range(rank, len(dataset), world_size),
+        range(len(dataset)) if videos is None else videos,
         batch_size=None,
         collate=None,
         **workers,

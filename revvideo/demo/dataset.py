@@ -1,7 +1,7 @@
 """The demo's data set on disk: H.264 videos and Kinetics lists, complete or not used at all.
 
     root/demo_data.json                          the manifest: what this folder is, and which videos are finished
-    root/class_names.txt                         one name a line, in the order of the labels
+    root/classes.txt                             one name a line, in the order of the labels
     root/train.csv  root/val.csv  root/test.csv  "videos/train/moves_left/000.mp4 0", relative to root; val is test
     root/videos/{train,test}/<class>/<nnn>.mp4
 
@@ -123,13 +123,13 @@ def _plan(counts: dict[str, int]) -> list[_Video]:
 
 
 def _text_files(videos: list[_Video]) -> dict[str, str]:
-    """Name -> text of the lists and of class_names.txt."""
+    """Name -> text of the lists and of classes.txt."""
     lines = {split: "".join(f"{v.path} {v.label}\n" for v in videos if v.split == split) for split in SPLITS}
     return {
         "train.csv": lines["train"],
         "val.csv": lines["test"],
         "test.csv": lines["test"],
-        "class_names.txt": "".join(f"{name}\n" for name in CLASS_NAMES),
+        "classes.txt": "".join(f"{name}\n" for name in CLASS_NAMES),
     }
 
 
@@ -309,7 +309,7 @@ def make_dataset(
         train_list=root / "train.csv",
         val_list=root / "val.csv",
         test_list=root / "test.csv",
-        class_names=root / "class_names.txt",
+        class_names=root / "classes.txt",
         num_train=len(CLASS_NAMES) * train_per_class,
         num_test=len(CLASS_NAMES) * test_per_class,
         num_written=len(missing),

@@ -75,6 +75,7 @@ class Report:
                 f"{duration(self.train_seconds)}, evaluation and probes {duration(self.test_seconds)})",
                 f"data: {self.data.root}",
                 f"run:  {folder}",
+                *([f"report: {folder}/report.html"] if self.cfg.RUN.REPORT else []),
                 f"evaluate again:  {again} TRAIN.ENABLE False",
                 f"train further:   {again} SOLVER.MAX_EPOCH {2 * self.cfg.SOLVER.MAX_EPOCH}",
             ]
@@ -138,6 +139,7 @@ def run_demo(
             data=data,
         )
         run.events.write("demo", **{figure.name: figure.percent for figure in figures}, memory_mib=memory)
+        jobs.report(run)
     return report
 
 

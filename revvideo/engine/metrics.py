@@ -1,6 +1,6 @@
 """Accuracy: of a batch, of a batch under mixup, and of videos whose views are put together."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +11,11 @@ from revvideo.errors import CheckFailed, InputError
 METHODS = ("sum", "max", "mean")
 ACTIVATIONS = {"softmax": lambda x: x.softmax(dim=1), "sigmoid": Tensor.sigmoid, "none": lambda x: x}
 NAMED = 5
+
+
+def top_classes(scores: Tensor, k: int) -> Tensor:
+    """The classes with the k highest scores of each row, the highest first: `(B, K)` to int64 `(B, min(k, K))`."""
+    return scores.topk(min(k, scores.shape[1]), dim=1).indices
 
 
 def topk_correct(scores: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> list[Tensor]:
@@ -25,7 +30,7 @@ def topk_correct(scores: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> 
         One scalar int64 tensor for each k, on the device of `scores` (nothing waits for the device).
     """
     assert labels.shape == scores.shape[:1], (scores.shape, labels.shape)
-    highest = scores.topk(min(max(ks), scores.shape[1]), dim=1).indices  # (B, k)
+    highest = top_classes(scores, max(ks))  # (B, k)
     hits = highest == labels.view(-1, 1)  # (B, k)
     return [hits[:, :k].sum() for k in ks]
 
@@ -67,12 +72,13 @@ class VideoScores:
 
     Views may come in any order and in any portions: those of a video wait until all are there and are then put
     together in the order of their numbers, so the result does not depend on how they came. Memory is one float32 row a
-    video.
+    video, and with `keep_views` one a view.
 
     Args:
         num_views: views of each video (temporal views x spatial crops).
         method: "sum", "max" or "mean" of the views' scores (DATA.ENSEMBLE_METHOD).
         activation: what turns logits into scores (MODEL.HEAD_ACT): one of `ACTIVATIONS`.
+        keep_views: keep the scores of the single views, too.
 
     Attributes:
         failures: index -> (path, reason) of the videos that could not be read.
@@ -81,16 +87,17 @@ class VideoScores:
         InputError: an unknown method or activation.
     """
 
-    def __init__(self, num_views: int, *, method: str = "sum", activation: str = "softmax"):
+    def __init__(self, num_views: int, *, method: str = "sum", activation: str = "softmax", keep_views: bool = False):
         if method not in METHODS:
             raise InputError(f"DATA.ENSEMBLE_METHOD is {method!r}; known: {', '.join(METHODS)}")
         if activation not in ACTIVATIONS:
             raise InputError(f"MODEL.HEAD_ACT is {activation!r}; known: {', '.join(ACTIVATIONS)}")
-        self.num_views, self.method, self.activation = num_views, method, activation
+        self.num_views, self.method, self.activation, self.keep_views = num_views, method, activation, keep_views
         self.failures: dict[int, tuple[str, str]] = {}
         self._videos: dict[int, tuple[str, int]] = {}  # path, label
         self._waiting: dict[int, dict[int, np.ndarray]] = {}  # view -> scores (K,)
         self._scores: dict[int, np.ndarray] = {}  # (K,) float32
+        self._view_scores: dict[int, np.ndarray] = {}  # (V, K) float32
 
     def add(self, index: int, views: Sequence[int], logits: Tensor, *, label: int, path: str = "") -> None:
         """Take some views of one video.
@@ -124,7 +131,10 @@ class VideoScores:
                 raise AssertionError(f"{name}: view {view} came twice, or after the video was reported as failed")
             waiting[int(view)] = row
         if len(waiting) == self.num_views:
-            self._scores[index] = self._together(np.stack([waiting[view] for view in range(self.num_views)]))
+            views = np.stack([waiting[view] for view in range(self.num_views)])  # (V, K)
+            self._scores[index] = self._together(views)
+            if self.keep_views:
+                self._view_scores[index] = views
             del self._waiting[index]
 
     def add_failure(self, index: int, path: str, reason: str) -> None:
@@ -147,6 +157,7 @@ class VideoScores:
             (self._waiting, other._waiting),
             (self._scores, other._scores),
             (self.failures, other.failures),
+            (self._view_scores, other._view_scores),
         ):
             mine.update(theirs)
 
@@ -167,7 +178,7 @@ class VideoScores:
             f"video {index} ({self._videos[index][0]}) has {len(views)} of {self.num_views} views"
             for index, views in sorted(self._waiting.items())
         ]
-        done = self._scores.keys() | self.failures.keys()
+        done = self.indices
         missing = set(range(num_expected)) - done - self._waiting.keys()
         wrong += [f"video {index} never came" for index in sorted(missing)]
         too_many = sorted(index for index in done if index >= num_expected)
@@ -180,14 +191,61 @@ class VideoScores:
         """The complete videos in the order of the list: the content of predictions.npz.
 
         Returns:
-            `path` (N,) text, `label` (N,) int64, `scores` (N, K) float32.
+            `path` (N,) text, `label` (N,) int64, `scores` (N, K) float32; with `keep_views` also `view_scores`
+            (N, V, K) float32.
         """
         order = sorted(self._scores)
         return {
             "path": np.array([self._videos[index][0] for index in order], dtype=np.str_),
             "label": np.array([self._videos[index][1] for index in order], dtype=np.int64),
-            "scores": np.stack([self._scores[index] for index in order]) if order else np.zeros((0, 0), np.float32),
+            **self._rows(order),
         }
+
+    def _rows(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        nothing = np.zeros((0, 0), np.float32)
+        rows = {"scores": np.stack([self._scores[index] for index in indices]) if indices else nothing}
+        if self.keep_views:
+            views = [self._view_scores[index] for index in indices]
+            rows["view_scores"] = np.stack(views) if indices else nothing[None]
+        return rows
+
+    def portion(self, indices: Collection[int]) -> dict[str, np.ndarray]:
+        """What `restore` needs of some videos, all of them complete or failed: arrays without pickled objects."""
+        complete = sorted(index for index in indices if index in self._scores)
+        failed = sorted(index for index in indices if index in self.failures)
+        assert len(complete) + len(failed) == len(indices), sorted(indices)[:NAMED]
+        return {
+            "index": np.array(complete, dtype=np.int64),
+            "failed_index": np.array(failed, dtype=np.int64),
+            "failed_reason": np.array([self.failures[index][1] for index in failed], dtype=np.str_),
+            **self._rows(complete),
+        }
+
+    def restore(self, portion: Mapping[str, np.ndarray], paths: Sequence[str], labels: Sequence[int]) -> None:
+        """Take what `portion` gave.
+
+        Args:
+            portion: see there.
+            paths, labels: of the list, by index.
+
+        Raises:
+            KeyError, ValueError, IndexError: it is none of scores like these. Nothing of it is taken.
+            AssertionError: a video is there already. Nothing of it is taken.
+        """
+        other = VideoScores(self.num_views, method=self.method, activation=self.activation, keep_views=self.keep_views)
+        complete = portion["index"].tolist()
+        other._videos = {index: (str(paths[index]), int(labels[index])) for index in complete}
+        other._scores = dict(zip(complete, portion["scores"], strict=True))
+        if self.keep_views:
+            other._view_scores = dict(zip(complete, portion["view_scores"], strict=True))
+        failed = zip(portion["failed_index"].tolist(), portion["failed_reason"].tolist(), strict=True)
+        other.failures = {index: (str(paths[index]), reason) for index, reason in failed}
+        self.merge(other)
+
+    @property
+    def indices(self) -> set[int]:
+        """The videos that are complete or have failed."""
+        return self._scores.keys() | self.failures.keys()
 
     def summary(self, num_expected: int) -> dict:
         """The figures of results.json that belong to the scores; checks first that nothing is missing.

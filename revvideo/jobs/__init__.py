@@ -11,6 +11,7 @@ _HOME_OF = {
     "check_test": "revvideo.jobs.testing",
     "evaluate_edited": "revvideo.jobs.testing",
     "load_tested_model": "revvideo.jobs.testing",
+    "report": "revvideo.jobs.main",
     "run": "revvideo.jobs.main",
     "start": "revvideo.jobs.running",
     "start_from_weights": "revvideo.jobs.training",
