@@ -180,9 +180,11 @@ def test_the_wheel_holds_every_module_and_every_config_and_nothing_else(wheel):
     assert "revvideo/configs/demo/REV_MVIT_DEMO.yaml" in configs
     kernels = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "revvideo/models/csrc").glob("*.cpp")}
     assert kernels
+    assets = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "revvideo/report").glob("report.*s")}
+    assert {Path(name).suffix for name in assets} == {".css", ".js"}
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert files == modules | configs | kernels
+    assert files == modules | configs | kernels | assets
 
 
 def test_the_wheel_names_its_needs(wheel):

@@ -40,6 +40,7 @@ TINY = {
     "TEST.NUM_ENSEMBLE_VIEWS": 2,
     "TEST.BATCH_SIZE": 5,
     "DATA_LOADER.NUM_WORKERS": 0,
+    "RUN.REPORT": False,
 }
 # What makes training random beyond the choice of clips.
 RANDOM = {"MVIT.DROPPATH_RATE": 0.3, "MIXUP.ENABLE": True, "MODEL.LOSS_FUNC": "soft_cross_entropy"}
