@@ -10,11 +10,14 @@ __version__ = "0.1.0"
 
 _HOME_OF = {
     "InputError": "revvideo.errors",
+    "Predictor": "revvideo.predict.predictor",
     "ReversibleSequence": "revvideo.models.reversible",
     "VideoError": "revvideo.data.video_reader",
     "build_model": "revvideo.build",
     "create_model": "revvideo.models.registry",
+    "inference_model": "revvideo.predict.inference",
     "list_models": "revvideo.models.registry",
+    "load_clip": "revvideo.predict.clips",
     "load_config": "revvideo.config",
     "open_video": "revvideo.data.video_reader",
 }

@@ -62,7 +62,7 @@ class InputSpec:
         Raises:
             ValueError: another number of dimensions, channels or frames, another size, or an empty batch.
         """
-        if len(clips) == 0:
+        if clips.shape[0] == 0:
             raise ValueError(f"the input has shape {tuple(clips.shape)}; expected at least one clip")
         shape, volume = tuple(clips.shape[1:]), (self.channels, self.frames, *self.size)
         if shape not in (self.shape, volume):
