@@ -20,7 +20,11 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["revvideo", "revvideo.*"]), "revvideo.configs"],
     package_dir={"revvideo.configs": "configs"},
-    package_data={"revvideo.configs": ["**/*.yaml"], "revvideo.models": ["csrc/*.cpp"]},
+    package_data={
+        "revvideo.configs": ["**/*.yaml"],
+        "revvideo.models": ["csrc/*.cpp"],
+        "revvideo.report": ["*.css", "*.js"],
+    },
     include_package_data=False,
     zip_safe=False,
     install_requires=[
@@ -46,6 +50,7 @@ setup(
         "torchcodec": ["torchcodec"],
         "tensorboard": ["tensorboard"],
         "plot": ["matplotlib"],
+        "export": ["onnx", "onnxscript", "onnxruntime"],
     },
     entry_points={"console_scripts": ["revvideo = revvideo.cli.main:main"]},
     classifiers=[

@@ -50,7 +50,7 @@ def read_torch_file(path: str | os.PathLike) -> object:
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: not loaded: it is no checkpoint, or holds Python objects beyond tensors and plain values, which "
-            f"could run code ({first_line(error)})"
+            "could run code"
         ) from error
     except UNREADABLE as error:
         raise InputError(f"{path}: damaged, cut off, or no checkpoint ({first_line(error)})") from error

@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from revvideo.engine.paired_difference import paired_difference
+from revvideo.engine.read_evaluation import Evaluation, common_rows
 
 CLASSES = 8
 
@@ -101,6 +102,12 @@ def test_other_lists_and_labels_are_refused(two, tmp_path):
     assert outcome.code == 2
     assert "1 videos have different labels" in outcome.err
     assert "2.mp4: 2 and 5" in outcome.err
+
+
+def test_a_path_that_is_listed_twice_is_two_videos():
+    paths = ["/k/0.mp4", "/k/1.mp4", "/k/0.mp4"]
+    found = Evaluation(Path("a"), paths, np.array([0, 1, 0]), np.zeros((3, 2), np.float32), [], {})
+    assert [rows.tolist() for rows in common_rows(found, found)] == [[0, 1, 2], [0, 1, 2]]
 
 
 def test_what_is_no_evaluation_is_refused(two, tmp_path):

@@ -197,6 +197,35 @@ def test_a_part_is_written_before_the_next_batch_would_be_too_much(tmp_path):
         assert not folder.exists()
 
 
+def test_a_part_of_failed_videos_alone_with_the_scores_of_views(tmp_path, caplog):
+    parts, scores = EvaluationParts(tmp_path, flush_videos=2, videos_per_batch=2), VideoScores(2, keep_views=True)
+    for index in range(2):
+        scores.add_failure(index, f"{index}.mp4", "cut off")
+    parts.add(scores, range(2))
+    found = VideoScores(2, keep_views=True)
+    parts.read(found, ["0.mp4", "1.mp4"], [1] * 2)
+    assert found.failures == scores.failures
+    assert not caplog.text
+    assert found.arrays()["view_scores"].shape == (0, 1, 0)
+
+
+def test_a_flipped_bit_in_the_table_of_a_part_is_harmless(tmp_path):
+    """Such as one that says that an array is encrypted, or packed in another way."""
+    parts, scores = EvaluationParts(tmp_path, flush_videos=1, videos_per_batch=1), scores_of(range(2))
+    parts.add(scores, range(2))
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    for place in range(content.index(b"PK\x01\x02"), len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        found = VideoScores(2)
+        parts.read(found, ["0.mp4", "1.mp4"], [1] * 2)
+        assert not found.indices or all(
+            np.array_equal(found.arrays()[name], array) for name, array in scores.arrays().items()
+        )
+
+
 def test_a_disk_that_cannot_be_written_costs_one_warning(tmp_path, caplog):
     folder = tmp_path / "file" / "parts"
     (tmp_path / "file").write_text("no folder")

@@ -59,7 +59,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_pooled_features_are_what_the_head_reads_of_the_evaluators_clips(data, trained, extract, tmp_path):
-    tiny.done(extract("--list", data / "test.csv", "--views", 2))
+    tiny.done(extract("--list", data / "test.csv", "--views", "2x1"))
     loaded = load_predictor_model(checkpoint=trained, device="cpu")
     rows, out = index(tmp_path / "out"), tmp_path / "out"
     assert [row["label"] for row in rows] == [str((number + 1) % 6) for number in range(6)]
@@ -107,7 +107,7 @@ def test_the_tokens_of_the_last_reversible_block_are_what_the_head_pools(data, t
 
 
 def test_safetensors_hold_the_same_as_npz(data, extract, tmp_path):
-    words = ("--list", data / "test.csv", "--views", 2, "--crops", 3)
+    words = ("--list", data / "test.csv", "--views", "2x3")
     tiny.done(extract(*words))
     tiny.done(extract(*words, "--format", "safetensors", out="tensors"))
     for one, other in zip(index(tmp_path / "out"), index(tmp_path / "tensors"), strict=True):
@@ -172,7 +172,7 @@ def test_pictures_and_plain_models_have_features_too(tmp_path):
 def test_a_run_that_was_killed_goes_on_and_gives_the_same_bits(
     data, trained, extract, tmp_path, monkeypatch, num_before_the_kill
 ):
-    words = (data, "--views", 2, "--opts", "TEST.BATCH_SIZE", 4)  # two videos at a time
+    words = (data, "--views", "2x1", "--opts", "TEST.BATCH_SIZE", 4)  # two videos at a time
     tiny.done(extract(*words, out="whole"))
     added, add = [], FeatureFolder.add
 
@@ -233,7 +233,8 @@ def test_features_of_different_models_or_protocols_are_not_mixed(data, extract, 
     tiny.done(extract(data / "test1.mp4"))
     other = write_checkpoint(tmp_path / "other.pyth", data, seed=1)
     for words, checkpoint, said in [
-        (("--views", 3), None, "model and input"),
+        (("--views", "3x1"), None, "views;"),
+        (("--views", "1x3"), None, "views;"),
         ((), other, "model and input"),
         (("--kind", "tokens"), None, "kind, block"),
         (("--half",), None, "dtype"),
@@ -245,7 +246,7 @@ def test_features_of_different_models_or_protocols_are_not_mixed(data, extract, 
         assert f"features that differ in: {said}" in outcome.err
     tiny.done(extract(data / "test2.mp4", "--opts", "DATA.PATH_TO_DATA_DIR", data))  # where videos lie does not matter
     assert len(index(tmp_path / "out")) == 2
-    tiny.done(extract(data / "test1.mp4", "--views", 3, "--restart"))
+    tiny.done(extract(data / "test1.mp4", "--views", "3x1", "--restart"))
     (row,) = index(tmp_path / "out")
     assert read_features(tmp_path / "out" / row["file"]).shape == (3, 64)
     assert len(list((tmp_path / "out" / "videos").iterdir())) == 1  # the others belong to no row any more
@@ -258,7 +259,7 @@ def test_features_of_different_models_or_protocols_are_not_mixed(data, extract, 
         (["a.mp4", "--split", "val"], "not two of them"),
         (["--list", "missing.csv"], "missing.csv"),
         (["a.mp4", "--block", "norm"], "no block 'norm'"),
-        (["a.mp4", "--views", "0"], "1 or more"),
+        (["a.mp4", "--views", "2"], "such as 5x1"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(extract, words, said):

@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "revvideo.benchmark": EVERYTHING_BUT_CLI,
     "revvideo.report": EVERYTHING_BUT_CLI,
     "revvideo.visualize": EVERYTHING_BUT_CLI,
+    "revvideo.export": EVERYTHING_BUT_CLI,
     "revvideo.demo": EVERYTHING_BUT_CLI,
     "revvideo.cli": EVERYTHING_BUT_CLI,
 }

@@ -218,7 +218,7 @@ def test_a_lost_node_is_replaced_by_the_spare_one_and_comes_back(tmp_path):
         assert own.wait_for(job, "RUNNING")["NodeList"] == "127.0.0.[1-2]"
         own.kill_node("127.0.0.2")
         assert own.processes_on("127.0.0.2") == []
-        own.wait_until("restart", lambda: own.jobs()[job]["Restarts"] == "1", 90)
+        own.wait_until("restart", lambda: own.jobs()[job]["Restarts"] == "1", 180)
         assert own.wait_for(job, "RUNNING")["NodeList"] == "127.0.0.[1,3]"
         own.start_node("127.0.0.2")
         own.run("scancel", job)

@@ -150,6 +150,17 @@ def test_the_command_slides_over_long_videos_only(finished, data, long_video):
     assert "0:02.0 - 0:03.0" in text
 
 
+def test_a_damaged_window_is_left_out_and_with_strict_the_whole_video(finished):
+    words = (CLIPS / "bad" / "first_key_garbage.mp4", "--checkpoint", finished[0], "--views", "1x1", "--json")
+    words = (*words, "--window", 0.6)
+    (whole,) = map(json.loads, tiny.done(predict(*words)).out.splitlines())
+    assert whole["error"] is None
+    assert {window["error"] is None for window in whole["windows"]} == {True, False}
+    outcome = predict(*words, "--strict")
+    assert outcome.code == 3
+    assert json.loads(outcome.out.splitlines()[0])["error"] is not None
+
+
 @pytest.mark.parametrize(("options", "words"), [((0.1,), "the clip of the model"), ((1.0, 0.001), "a 100th")])
 def test_windows_that_make_no_sense(options, words, predictor, long_video):
     with predictor.open(long_video) as video, pytest.raises(InputError, match=words):
@@ -194,10 +205,27 @@ def test_save_video_of_one_and_of_several(finished, data, long_video, tmp_path):
     assert len(list((tmp_path / "all").glob("*.mp4"))) == 2
     refused = [(data / "test0.mp4", other, *words, tmp_path / "x.mp4"), (other, *words, tmp_path / "x.avi")]
     refused.append((other, *words, other))
+    # The labelled video of the first has the name of the second, which is still to be read.
+    refused.append((data / "test0.mp4", other, *words, tmp_path / "b"))
     for line in refused:
         assert predict(*line).code == 2
     with av.open(str(other)) as untouched:
         assert untouched.streams.video[0].frames == 12
+
+
+def test_save_video_where_a_source_is_missing_and_names_meet(finished, tmp_path):
+    words = ("--checkpoint", finished[0], *VIEWS, "--save-video")
+    out = tmp_path / "v1.0"
+    out.mkdir()
+    sources = [tmp_path / name for name in ("a_2.mp4", "a.mp4", "b/a.mp4")]
+    sources[2].parent.mkdir()
+    for source in sources:
+        write_video(source, 12, size=(32, 32))
+    tiny.done(predict(*sources, *words, out))
+    assert len(list(out.iterdir())) == 3
+    outcome = predict(tmp_path / "missing.mp4", *words, out / "a.mp4")  # from an earlier call
+    assert outcome.code == 2
+    assert "could not be predicted" in outcome.err
 
 
 def test_clock():

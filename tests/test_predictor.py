@@ -242,6 +242,12 @@ def test_what_is_no_trained_model(arguments, words, checkpoint, tmp_path):
         Predictor(*(files.get(word, word) if isinstance(word, str) else word for word in arguments))
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_here(checkpoint, device):
+    with pytest.raises(InputError, match=f"--device is '?{device}"):
+        Predictor(None, checkpoint, device=device)
+
+
 # Pictures
 
 
@@ -268,7 +274,7 @@ def test_an_image_model_takes_a_picture(image_model, tmp_path):
 def test_a_video_is_no_picture_and_a_picture_no_video(image_model, predictor, data, tmp_path):
     with pytest.raises(VideoError, match="the model takes pictures"):
         Predictor(image_model)(data / "test0.mp4")
-    with pytest.raises(VideoError):
+    with pytest.raises(VideoError, match="the model takes videos"):
         predictor(write_picture(tmp_path / "a.png"))
     with pytest.raises(InputError, match="takes pictures"):
         Predictor(image_model)(np.zeros((4, 32, 32, 3), np.uint8))

@@ -98,6 +98,13 @@ def test_markup_of_others_stays_text(page, report):
     assert page.run("document.querySelectorAll('.views rect').length") > 0
 
 
+def test_a_long_name_of_one_word_does_not_push_the_figures_away(page, tmp_path):
+    report = write_report([write_run(tmp_path / "run", class_names=("x" * 300, "jump", "turn"))])
+    page.open(report, width=1240)
+    tables = "[...document.querySelectorAll('.confusion, .classes')].map((each) => each.getBoundingClientRect().width)"
+    assert max(page.run(tables)) <= 1240
+
+
 def test_tables_sort_by_figures_and_by_words(page, report):
     page.open(report)
     script = """((title) => {

@@ -1,6 +1,7 @@
 """Types of command-line arguments: argparse shows their errors in one line and leaves with exit code 2."""
 
 import argparse
+import re
 
 
 def positive(text: str) -> int:
@@ -15,6 +16,14 @@ def natural(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 0 or more")
     return int(text)
+
+
+def views(text: str) -> tuple[int, int]:
+    """Temporal views x spatial crops, such as 5x1; PySlowFast's crops: 1 or 3."""
+    match = re.fullmatch(r"([1-9]\d*)x([13])", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected temporal views x crops (1 or 3), such as 5x1 or 10x3")
+    return int(match[1]), int(match[2])
 
 
 def names(text: str) -> list[str]:

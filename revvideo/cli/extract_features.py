@@ -5,7 +5,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from revvideo.cli.argument_types import natural, positive
+from revvideo.cli.argument_types import natural, views
 from revvideo.cli.model_arguments import add_model_arguments, model_from_arguments
 
 if TYPE_CHECKING:
@@ -26,8 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where to; a second run goes on where one ended")
     parser.add_argument("--kind", choices=("pooled", "tokens"), default="pooled", help="a vector a view, or all cells")
     parser.add_argument("--block", metavar="BLOCK", help="number (-1: the last) or name; default: what the head reads")
-    parser.add_argument("--views", type=positive, default=1, metavar="N", help="temporal views (1)")
-    parser.add_argument("--crops", type=int, choices=(1, 3), default=1, help="spatial crops of each view (1)")
+    parser.add_argument(
+        "--views", type=views, default=(1, 1), metavar="VxC", help="temporal views x crops, 1 or 3 (1x1)"
+    )
     parser.add_argument("--format", choices=("npz", "safetensors"), default="npz", help="of the files (npz)")
     parser.add_argument("--half", action="store_true", help="float16 instead of float32")
     parser.add_argument("--num-workers", type=natural, metavar="N", help="processes that decode (as the config says)")
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         args.opts = [*args.opts, "DATA_LOADER.NUM_WORKERS", args.num_workers]
     loaded = model_from_arguments(args)
     manifest = _manifest(args, loaded)
-    spec = FeatureSpec(args.kind, block_argument(args.block), args.views, args.crops, args.half)
+    spec = FeatureSpec(args.kind, block_argument(args.block), *args.views, half=args.half)
     extractor = FeatureExtractor(loaded, spec)
     with FeatureFolder(
         args.out,

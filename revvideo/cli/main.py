@@ -23,12 +23,18 @@ COMMANDS = {
     "status": "revvideo.cli.status",
     "logs": "revvideo.cli.logs",
     "cancel": "revvideo.cli.cancel",
+    "predict": "revvideo.cli.predict",
+    "compare": "revvideo.cli.compare",
+    "report": "revvideo.cli.report",
     "demo": "revvideo.cli.demo",
     "models": "revvideo.cli.models",
     "convert": "revvideo.cli.convert",
+    "export": "revvideo.cli.export",
     "check_data": "revvideo.cli.check_data",
     "prepare_videos": "revvideo.cli.prepare_videos",
     "plan_memory": "revvideo.cli.plan_memory",
+    "visualize": "revvideo.cli.visualize",
+    "extract_features": "revvideo.cli.extract_features",
     "benchmark": "revvideo.cli.benchmark",
 }
 

@@ -7,8 +7,8 @@ if TYPE_CHECKING:
     from revvideo.predict.model_source import LoadedModel
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """--checkpoint, --model or --cfg, --opts, --classes, --ema, --device."""
+def add_model_arguments(parser: argparse.ArgumentParser, *, device: bool = True) -> None:
+    """--checkpoint, --model or --cfg, --opts, --classes, --ema, and --device; without the last, all is on the CPU."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--checkpoint",
@@ -24,7 +24,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--classes", metavar="FILE", help="names of the classes (default: those in the checkpoint)")
     group.add_argument("--ema", action="store_true", help="the averaged weights of the checkpoint")
-    group.add_argument("--device", help="such as cpu or cuda:1 (default: the first GPU, else the CPU)")
+    if device:
+        group.add_argument("--device", help="such as cpu or cuda:1 (default: the first GPU, else the CPU)")
+    else:
+        parser.set_defaults(device="cpu")
 
 
 def model_from_arguments(args: argparse.Namespace) -> "LoadedModel":

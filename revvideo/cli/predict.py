@@ -3,11 +3,11 @@
 import argparse
 import json
 import logging
-import re
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from revvideo.cli.argument_types import positive
+from revvideo.cli.argument_types import positive, views
 from revvideo.cli.model_arguments import add_model_arguments, model_from_arguments
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="file, folder of files, or folder of frames")
     parser.add_argument("--top", type=positive, default=5, metavar="N", help="classes to name (5)")
     parser.add_argument(
-        "--views", type=_views, default=(5, 1), metavar="TxS", help="temporal views x crops, 1 or 3 (5x1)"
+        "--views", type=views, default=(5, 1), metavar="VxC", help="temporal views x crops, 1 or 3 (5x1)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line and video")
     parser.add_argument(
@@ -43,13 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     windows.add_argument("--step", type=float, metavar="SECONDS", help="from window to window (half a window)")
     add_model_arguments(parser)
-
-
-def _views(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([1-9]\d*)x([13])", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r}; expected TxS such as 5x1 or 10x3")
-    return int(match[1]), int(match[2])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -90,16 +83,17 @@ def _targets(args: argparse.Namespace, sources: list["Source"], *, images: bool)
             raise InputError(f"--save-video is {args.save_video!r}; expected a file with the suffix .mp4")
         targets = [out]
     else:
-        if out.is_file() or out.suffix:
+        if out.is_file() or (out.suffix and not out.is_dir()):
             raise InputError(f"--save-video is {args.save_video!r}; of several videos expected a folder")
         targets = []
         for source in sources:
             stem = Path(source.path).stem
-            name = stem if out / f"{stem}.mp4" not in targets else f"{stem}_{len(targets)}"
-            targets.append(out / f"{name}.mp4")
-    for source, target in zip(sources, targets):
-        if target.exists() and target.samefile(source.path):
-            raise InputError(f"--save-video would write over {source.path}; choose another name")
+            names = (stem, *(f"{stem}_{number}" for number in range(len(targets), 2 * len(targets) + 1)))
+            targets.append(next(path for name in names if (path := out / f"{name}.mp4") not in targets))
+    originals = {os.path.realpath(source.path): source.path for source in sources}
+    for target in targets:
+        if (original := originals.get(os.path.realpath(target))) is not None:
+            raise InputError(f"--save-video would write over {original}; choose another name")
     return targets
 
 
@@ -119,6 +113,9 @@ def _predict(
             seconds = _window_seconds(args.window, video.duration_seconds)
             if seconds:
                 windows = list(predict_windows(predictor, video, window_seconds=seconds, step_seconds=args.step))
+            bad = next((window.error for window in windows if window.error is not None), None)
+            if args.strict and bad is not None:
+                return Prediction.failed(source.path, bad), []
             whole = whole_video(windows) if windows else predictor.predict_video(video)
         if target is not None and whole.error is None:
             _save(predictor, source, target, windows or [whole], args.top)

@@ -17,8 +17,9 @@ from revvideo.paths import replace_file
 
 logger = logging.getLogger(__name__)
 
-# What a file that is cut off, of another format or of other arrays raises.
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, IndexError, AssertionError, zipfile.BadZipFile)
+# What a file that is cut off, of another format or of other arrays raises. RuntimeError: zipfile, where a flipped bit
+# says that a member is encrypted or packed by a method that it does not know.
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, IndexError, AssertionError, RuntimeError, zipfile.BadZipFile)
 
 
 class EvaluationParts:

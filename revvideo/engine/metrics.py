@@ -206,7 +206,7 @@ class VideoScores:
         rows = {"scores": np.stack([self._scores[index] for index in indices]) if indices else nothing}
         if self.keep_views:
             views = [self._view_scores[index] for index in indices]
-            rows["view_scores"] = np.stack(views) if indices else nothing[None]
+            rows["view_scores"] = np.stack(views) if indices else nothing[:, None]
         return rows
 
     def portion(self, indices: Collection[int]) -> dict[str, np.ndarray]:

@@ -57,7 +57,7 @@ def read_evaluation(path: str | os.PathLike) -> Evaluation:
             paths, labels, scores = file["path"].tolist(), file["label"], file["scores"]
         results = json.loads(beside.read_text(encoding="utf-8"))
         failed = [each["path"] for each in results["failed"]]
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
         raise InputError(f"{source} and {beside} are not what an evaluation writes: {error!r}") from error
     if scores.ndim != 2 or not len(paths) == len(labels) == len(scores):
         raise InputError(f"{source}: {len(paths)} paths, {len(labels)} labels, scores of shape {scores.shape}")

@@ -89,8 +89,8 @@ def load_predictor_model(
         averaged: the averaged weights of the checkpoint (EMA.ENABLE) instead of the last ones.
 
     Raises:
-        InputError: nothing tells the network, there are no weights for it, they do not fit, or the number of class
-            names is not that of the classes.
+        InputError: nothing tells the network, there are no weights for it, they do not fit, the number of class names
+            is not that of the classes, or there is no such device.
     """
     path = "" if checkpoint is None else _checkpoint_file(os.fspath(checkpoint))
     weights = read_weights(path) if path else None
@@ -103,13 +103,25 @@ def load_predictor_model(
             reason = f"{path} carries no config" if path else "there is neither a model nor a checkpoint"
             raise InputError(f"{reason}; name the network: a model (`revvideo models`) or a config")
         model = held
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = _device(device)
     network, cfg = _network(model, weights, held, overrides, len(names) if names else None)
     network = network.to(place).eval()
     build.check_pooling(cfg, place)
     names = names or _held_names(weights)
     _check_names(names, network, given=classes is not None)
     return LoadedModel(network, cfg, names, path, place)
+
+
+def _device(wanted: str | torch.device | None) -> torch.device:
+    """The device of that name, which is there; None: the first GPU, else the CPU."""
+    try:
+        device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:  # torch lists all kinds that it could be built for
+        raise InputError(f"--device is {str(wanted)!r}; expected cpu, cuda or cuda:NUMBER") from error
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise InputError(f"--device is {device}, but {count} GPUs are here; expected cpu, or a number below that")
+    return device
 
 
 def _checkpoint_file(path: str) -> str:

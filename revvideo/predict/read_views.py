@@ -1,12 +1,14 @@
 """What a model is shown of one source: the evaluator's views of a file, a frame folder, a picture or an array."""
 
+import os
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from revvideo.data.dataset import EvalClips
 from revvideo.data.image_dataset import EvalImages, open_picture
-from revvideo.data.lists.folders import is_video
+from revvideo.data.lists.folders import is_picture, is_video
 from revvideo.data.video_reader import VideoError, VideoReader, open_video
 from revvideo.errors import InputError
 from revvideo.predict.open_videos import ArrayVideo
@@ -39,7 +41,12 @@ def open_source(data: EvalClips, source: Source, fps: float, *, strict: bool = T
     """
     if source.array is not None:
         return ArrayVideo(_on_cpu(source.array), fps)
-    return open_video(source.path, "frames" if source.kind == "frames" else data.backend, strict=strict)
+    try:
+        return open_video(source.path, "frames" if source.kind == "frames" else data.backend, strict=strict)
+    except VideoError as error:
+        if not (is_picture(source.path) and os.path.isfile(source.path)):
+            raise
+        raise VideoError(source.path, error.backend, "a picture, but the model takes videos") from error
 
 
 def read_picture(data: EvalImages, source: Source) -> Tensor:

@@ -152,7 +152,7 @@ def starts_table(run: RunRecord) -> Html | None:
             "–" if start.first_step is None else f"{start.first_step} to {start.last_step}",
             str(start.world_size or "–"),
             _ending(start),
-            tag("code", " ".join(start.command)),
+            tag("code", " ".join(start.command), class_="command"),
         ]
         for start in run.starts
     ]

@@ -128,7 +128,16 @@ def _read(run: RunRecord, name: str, reader):
         return None
     try:
         return reader(path)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, yaml.YAMLError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        yaml.YAMLError,
+    ) as error:
         run.problems.append(f"{name} cannot be read: {error}")
         return None
 

@@ -89,10 +89,11 @@ class FeatureExtractor:
 
     def identity(self) -> dict[str, str]:
         """What decides the features: two runs with the same answer may share a folder."""
-        cfg = _with(self.cfg, dict.fromkeys(_PLACES, ""))
+        cfg = _with(self.cfg, dict.fromkeys(_PLACES, "") | {"TEST.NUM_SPATIAL_CROPS": 1})
         nothing = Manifest((), (), "features")
         return {
-            "model and input": evaluation_identity(cfg, self.loaded.model, nothing, self._temporal, self.loaded.device),
+            "model and input": evaluation_identity(cfg, self.loaded.model, nothing, 1, self.loaded.device),
+            "views": f"{self._temporal}x{self._crops}",
             "kind": self.spec.kind,
             "block": self.block,
             "dtype": "float16" if self.spec.half else "float32",
