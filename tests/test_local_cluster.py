@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import cluster_processes
@@ -79,11 +80,13 @@ def test_spare_nodes_are_taken_last():
     assert not re.search("@[A-Z]", "".join(lines))
 
 
-def test_a_folder_with_other_files_is_left_alone(tmp_path):
-    (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(ClusterError, match="holds other files"):
-        LocalCluster(tmp_path).write_files(Layout())
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+def test_a_folder_with_other_files_is_left_alone():
+    with tempfile.TemporaryDirectory() as name:  # tmp_path may be too long for a socket
+        folder = Path(name)
+        (folder / "thesis.tex").write_text("")
+        with pytest.raises(ClusterError, match="holds other files"):
+            LocalCluster(folder).write_files(Layout())
+        assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
 
 
 def test_a_folder_whose_name_is_too_long_for_a_socket(tmp_path):
