@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def task(folder: Path, restart: int, ends: dict[int, BaseException] | None, earl
     os.environ["PATH"] = f"{folder / 'bin'}:{os.environ['PATH']}"
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})  # env --block-signal=USR2
     if early_signal == int(rank):
-        os.kill(os.getpid(), signal.SIGUSR2)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR2)  # other threads do not hold it back here
 
     def run(cfg, **options) -> None:
         if int(rank) in ends:
