@@ -76,8 +76,6 @@ def evaluate(
     group = group or Group()
     scores = VideoScores(num_views, method=method, activation=activation) if scores is None else scores
     batches = VideoBatches(len(paths), num_views, clips_per_batch)
-    was_training = model.training
-    model.eval()
 
     def forward(clips: Tensor) -> Tensor:
         clips = prepare(clips)
@@ -96,6 +94,8 @@ def evaluate(
             yield item
 
     with contextlib.ExitStack() as stack:
+        stack.callback(model.train, model.training)
+        model.eval()
         progress = Progress(len(videos), description, log_period=log_period, logger=logger, enabled=group.is_main)
         stack.enter_context(progress)
         if parts is not None:
@@ -106,11 +106,8 @@ def evaluate(
             _score(items, batches, scores, paths, edit_views, forward)
             if parts is not None:
                 parts.add(scores, [item["index"] for item in items])
-    model.train(was_training)
     _stop_together(group, reason, description, len(scores.indices), len(paths))
-    for rank, other in enumerate(group.gather(scores, f"scores: {description}")):
-        if rank != group.rank:
-            scores.merge(other)
+    _merge_all(group, scores, description)
     return scores
 
 
@@ -141,6 +138,13 @@ def _stop_together(group: Group, reason: str | None, description: str, num_done:
         count = int(group.sum(torch.tensor([num_done]), f"videos until the stop: {description}"))
         where = f"after {count} of {num_videos} videos"
         raise Stopped(f"{description}: stopped by {reason} {where}; the same command goes on", reason=reason)
+
+
+def _merge_all(group: Group, scores: VideoScores, description: str) -> None:
+    """Take the scores of the other processes."""
+    for rank, other in enumerate(group.gather(scores, f"scores: {description}")):
+        if rank != group.rank:
+            scores.merge(other)
 
 
 def _score(
