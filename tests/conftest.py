@@ -81,3 +81,13 @@ def slurm():
 
     with cluster(nodes=2, spare=1) as running:
         yield running
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """Slurm's commands, first on PATH, which answer as the test says (tests/fake_slurm.py)."""
+    from fake_slurm import FakeSlurm
+
+    made = FakeSlurm(tmp_path / "bin")
+    monkeypatch.setenv("PATH", str(made.folder), prepend=os.pathsep)
+    return made

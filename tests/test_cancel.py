@@ -10,7 +10,6 @@ import time
 import pytest
 import submitit
 import tiny
-from fake_slurm import FakeSlurm
 from submissions import make_submission, write_attempt, write_done
 
 from revvideo.launch import local_jobs
@@ -25,13 +24,6 @@ CHAIN = (
     ("6", "PENDING", "0", "0", "N/A", "Dependency", ""),
     ("7", "PENDING", "0", "0", "N/A", "Dependency", ""),
 )
-
-
-@pytest.fixture
-def fake(tmp_path, monkeypatch):
-    made = FakeSlurm(tmp_path / "bin")
-    monkeypatch.setenv("PATH", str(made.folder), prepend=os.pathsep)
-    return made
 
 
 @pytest.fixture

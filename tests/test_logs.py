@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import tiny
-from fake_slurm import FakeSlurm
 from submissions import make_submission
 
 from revvideo.launch import logs
@@ -19,12 +18,10 @@ TOOL = Path(__file__).parents[1] / "tools/logs.py"
 
 
 @pytest.fixture
-def fake(tmp_path, monkeypatch):
-    made = FakeSlurm(tmp_path / "bin")
-    monkeypatch.setenv("PATH", str(made.folder), prepend=os.pathsep)
+def fake(fake, monkeypatch):
     monkeypatch.setattr(logs, "FILE_SECONDS", 0.01)
     monkeypatch.setattr(logs, "STATE_SECONDS", 0.05)
-    return made
+    return fake
 
 
 @pytest.fixture

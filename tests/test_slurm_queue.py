@@ -1,23 +1,15 @@
 """What the launcher reads from Slurm's commands, and tells them."""
 
-import os
 import time
 
 import pytest
-from fake_slurm import FINISHED, NEVER, REQUEUED, RUNNING, WAITING, FakeSlurm
+from fake_slurm import FINISHED, NEVER, REQUEUED, RUNNING, WAITING
 
 from revvideo.errors import InputError
 from revvideo.launch import slurm_queue
 from revvideo.launch.slurm_queue import JobState, is_alive, job_states
 
 NEVER_SATISFIED = ("7", "DependencyNeverSatisfied")
-
-
-@pytest.fixture
-def fake(tmp_path, monkeypatch):
-    made = FakeSlurm(tmp_path / "bin")
-    monkeypatch.setenv("PATH", str(made.folder), prepend=os.pathsep)
-    return made
 
 
 def test_states_are_those_of_squeue(fake):
@@ -117,6 +109,7 @@ def test_what_slurm_refuses_is_one_message(fake):
 def test_cancelling_a_forgotten_job_is_no_error(fake):
     fake.answer(scancel=("", "scancel: error: Kill job error on job id 99: Invalid job id specified\n", 1))
     slurm_queue.cancel(["99"])
+    assert fake.calls == ["scancel 99"]
 
 
 def test_without_slurm_the_message_says_so(monkeypatch):

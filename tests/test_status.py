@@ -1,23 +1,14 @@
 """`revvideo status`: what it tells of a run, whoever remembers what."""
 
 import json
-import os
 
 import pytest
 import tiny
-from fake_slurm import FakeSlurm
 from submissions import make_submission, write_attempt, write_diary, write_done, write_event
 
 POINTS = ({"SOLVER.BASE_LR": "1e-3"}, {"SOLVER.BASE_LR": "3e-3"}, {"SOLVER.BASE_LR": "1e-2"})
 CRASH = (1, "RuntimeError: out of luck", False)
 FOLLOWS = (1, "rank 2 failed", True)
-
-
-@pytest.fixture
-def fake(tmp_path, monkeypatch):
-    made = FakeSlurm(tmp_path / "bin")
-    monkeypatch.setenv("PATH", str(made.folder), prepend=os.pathsep)
-    return made
 
 
 @pytest.fixture
